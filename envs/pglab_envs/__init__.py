@@ -1,0 +1,67 @@
+"""CartPole-v1 and Pendulum-v1 as batched, differentiable PyTorch functions that are also gymnasium vector environments.
+
+Importing this package registers `pglab/CartPole-v1` and `pglab/Pendulum-v1`, so that
+
+    import gymnasium, pglab_envs
+    envs = gymnasium.make_vec("pglab/CartPole-v1", num_envs=4)
+
+gives an ordinary `gymnasium.vector.VectorEnv` (numpy in, numpy out) that can take the place of gymnasium's own
+environment in a `SyncVectorEnv`: the same seeds give the same episodes. The classes `CartPole` and `Pendulum` hold the
+dynamics as functions of tensors, and the dict `TORCH_ENVS` finds a class by its id, with or without `pglab/`. Torch is
+imported when one of these names is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import gymnasium
+
+if TYPE_CHECKING:
+    from pglab_envs.base import TorchVectorEnv
+    from pglab_envs.cartpole import CartPole
+    from pglab_envs.pendulum import Pendulum
+    from pglab_envs.registry import TORCH_ENVS
+
+__all__ = ["TORCH_ENVS", "CartPole", "Pendulum", "TorchVectorEnv"]
+
+_HOME = {"TORCH_ENVS": "registry", "CartPole": "cartpole", "Pendulum": "pendulum", "TorchVectorEnv": "base"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
+
+
+def refuse_single(**kwargs: Any) -> NoReturn:
+    """What `gymnasium.make` finds under the ids: these environments exist only as batches.
+
+    Raises:
+        gymnasium.error.Error: always, with what to write instead.
+    """
+    raise gymnasium.error.Error(
+        "the torch-native environments `pglab/...` are batched: write gymnasium.make_vec(id, num_envs=...) with the "
+        "default vectorization mode, or gymnasium.make(id without 'pglab/') for gymnasium's own single environment "
+        "with the same dynamics"
+    )
+
+
+gymnasium.register(
+    id="pglab/CartPole-v1",
+    entry_point="pglab_envs:refuse_single",
+    vector_entry_point="pglab_envs.cartpole:CartPole",
+    max_episode_steps=500,
+    reward_threshold=475.0,
+)
+gymnasium.register(
+    id="pglab/Pendulum-v1",
+    entry_point="pglab_envs:refuse_single",
+    vector_entry_point="pglab_envs.pendulum:Pendulum",
+    max_episode_steps=200,
+)

@@ -1,0 +1,12 @@
+"""Which torch-native class answers to which environment id."""
+
+from __future__ import annotations
+
+from pglab_envs.base import TorchVectorEnv
+from pglab_envs.cartpole import CartPole
+from pglab_envs.pendulum import Pendulum
+
+# A plain dict: whoever writes another TorchVectorEnv adds it here under its id.
+TORCH_ENVS: dict[str, type[TorchVectorEnv]] = {
+    name: env for env in (CartPole, Pendulum) for name in (env.id, env.id.removeprefix("pglab/"))
+}

@@ -1,0 +1,69 @@
+"""pglab: a policy-gradient lab. Names are loaded when they are first used, so that importing it costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Baseline": "pglab.baselines",
+    "Batch": "pglab.baselines",
+    "Bernoulli": "pglab.distributions",
+    "Categorical": "pglab.distributions",
+    "Config": "pglab.config",
+    "Distribution": "pglab.distributions",
+    "Draw": "pglab.estimators",
+    "Estimator": "pglab.estimators",
+    "Gaussian": "pglab.distributions",
+    "PglabError": "pglab.errors",
+    "Signal": "pglab.estimators",
+    "SquashedGaussian": "pglab.distributions",
+    "compare": "pglab.comparing",
+    "cotangents": "pglab.gradients",
+    "load_agent": "pglab.agent",
+    "register_baseline": "pglab.baselines",
+    "register_estimator": "pglab.estimators",
+    "resume": "pglab.training",
+    "train": "pglab.training",
+}
+
+if TYPE_CHECKING:
+    from pglab.agent import load_agent
+    from pglab.baselines import Baseline, Batch, register_baseline
+    from pglab.comparing import compare
+    from pglab.config import Config
+    from pglab.distributions import Bernoulli, Categorical, Distribution, Gaussian, SquashedGaussian
+    from pglab.errors import PglabError
+    from pglab.estimators import Draw, Estimator, Signal, register_estimator
+    from pglab.gradients import cotangents
+    from pglab.training import resume, train
+
+__all__ = [
+    "Baseline",
+    "Batch",
+    "Bernoulli",
+    "Categorical",
+    "Config",
+    "Distribution",
+    "Draw",
+    "Estimator",
+    "Gaussian",
+    "PglabError",
+    "Signal",
+    "SquashedGaussian",
+    "compare",
+    "cotangents",
+    "load_agent",
+    "register_baseline",
+    "register_estimator",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pglab' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

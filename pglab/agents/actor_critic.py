@@ -1,0 +1,296 @@
+"""The actor-critic agent: a learned Q(s, a), climbed with any estimator.
+
+SAC is this agent with `pathwise`, a squashed Gaussian and `auto_entropy`; SVG(0) has no entropy term, DDPG also
+`pathwise` with `at_mode` and `target_action: mode`; discrete SAC is `enumeration` with `target_action: expectation`.
+
+Letters: P population, N environments, B minibatch rows (estimator rows are `[1, P, B]`), E flattened action.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pglab.agents.base import Agent, Metrics
+from pglab.baselines import Batch
+from pglab.config import ActorCriticConfig, Config
+from pglab.critics import QCritic
+from pglab.distributions import Distribution
+from pglab.environments.contract import Environment, EnvironmentSpec
+from pglab.estimators import Draw, Signal
+from pglab.estimators.enumeration import enumerated
+from pglab.gradients import cotangents, entropy, push
+from pglab.networks import Parameters
+from pglab.noise import ChunkedNoise, Purpose
+from pglab.optimizers import OptimizerConfig, clip_by_member
+from pglab.population import Population
+from pglab.replay import Replay, Transitions
+from pglab.rollout import Position, Rollout, block
+
+
+@dataclass(frozen=True)
+class ActorRows:
+    """A minibatch of states as the actor's update needs them."""
+
+    obs: Tensor  # [P, B, O] as the networks see them
+    action_mask: Tensor | None  # [P, B, D, K] bool
+    noise: Tensor  # [1, P, B, *event]
+    weight: Tensor  # [1, P, B]: mask / number of valid rows
+
+
+class ActorCriticAgent(Agent):
+    """Act, store, learn; see `pglab.agents.base.Agent` for the calls the training loop makes."""
+
+    def __init__(self, config: Config, spec: EnvironmentSpec, population: Population, num_envs: int) -> None:
+        super().__init__(config, spec, population, num_envs, default_continuous="squashed_gaussian")
+        assert isinstance(config.agent, ActorCriticConfig)
+        self.settings = config.agent
+        action_size = math.prod(spec.action.event_shape)
+        self.critic = QCritic(self.settings.critic, spec.observation_size, action_size, self.noise)
+        self.critic_optimizer = config.optimizer.initial(self.critic.parameters.flat)
+        self.round_rows = self.settings.steps_per_round * num_envs
+        replay, on_policy = self.settings.replay, self.settings.replay.data == "on_policy"
+        capacity = max(self.round_rows, replay.batch_size) if on_policy else replay.capacity
+        masked = spec.has_action_mask
+        self.replay = Replay(len(population), capacity, spec.observation_size, action_size, masked, self.noise.device)
+        self.newest = self.round_rows if on_policy else None
+        self.chunks = ChunkedNoise(self.noise)
+        self.position: Position | None = None
+        self.rounds = 0
+        start = self.hyper("entropy_weight").clamp_min(1e-8)
+        self.log_alpha = start.log()  # [P, 1]
+        self.alpha_optimizer = OptimizerConfig().initial(self.log_alpha)
+        target = self.settings.target_entropy
+        if target is None:
+            a = spec.action
+            target = -float(a.factors) if a.kind == "continuous" else 0.5 * sum(math.log(n) for n in a.sizes)
+        self.target_entropy = target
+        self.uses_entropy = self.uses_entropy or self.settings.auto_entropy
+
+    # -- state
+
+    def networks(self) -> dict[str, Parameters]:
+        return {"policy": self.policy_parameters, "critic": self.critic.parameters, "target": self.critic.target}
+
+    def state(self) -> dict[str, Any]:
+        tree = super().state() | {
+            "critic_optimizer": self.critic_optimizer,
+            "alpha": {"log": self.log_alpha, "optimizer": self.alpha_optimizer},
+            "replay": self.replay.state(),
+            "rounds": self.rounds,
+        }
+        if self.position is not None:
+            tree["position"] = {"obs": self.position.obs, "time": self.position.time, "mask": self.position.action_mask}
+        return tree
+
+    def load_state(self, tree: Mapping[str, Any]) -> None:
+        super().load_state(tree)
+        self.critic_optimizer = tree["critic_optimizer"]
+        self.log_alpha, self.alpha_optimizer = tree["alpha"]["log"], tree["alpha"]["optimizer"]
+        self.replay.count, self.rounds = tree["replay"]["count"], tree["rounds"]
+        at = tree.get("position")
+        self.position = None if at is None else Position(at["obs"], at["time"], at["mask"])
+
+    def observe(self, position: Position) -> None:
+        self.position = position
+
+    @property
+    def steps_per_update(self) -> int | None:
+        return self.round_rows
+
+    # -- collecting
+
+    def collect(self, env: Environment) -> Rollout:
+        """`steps_per_round` vector steps of the current policy, added to the replay. Returns them, `[T, P, N]`."""
+        if self.position is None:
+            self.position = Position.start(env.reset(self.noise, (0,)))
+        (kind, shape), steps, n = self.event, self.settings.steps_per_round, self.num_envs
+        actions = self.chunks.take(kind, Purpose.ACTION, self.rounds, (steps, n, *shape)).transpose(0, 1)
+        size, resets = env.spec.reset_noise_size, None
+        if size:
+            resets = self.chunks.take("uniform", Purpose.RESET, self.rounds, (steps, n, size)).transpose(0, 1)
+        rollout, self.position = block(env, self.act, self.policy.present, self.position, actions, resets)
+        self.replay.add(self._transitions(rollout, self.position))
+        self.rounds += 1
+        return rollout
+
+    def _transitions(self, rollout: Rollout, after: Position) -> Transitions:
+        def rows(x: Tensor) -> Tensor:
+            return x.transpose(0, 1).flatten(1, 2)  # [P, T*N, ...]
+
+        action = rows(self.policy.present(self.policy.executed(rollout.action))).flatten(2)  # [P, T*N, E]
+        mask = next_mask = None
+        if rollout.action_mask is not None and after.action_mask is not None:
+            later = torch.cat([rollout.action_mask[1:], after.action_mask.unsqueeze(0)])
+            # What is allowed where an episode was cut is not known: everything that exists.
+            exists = torch.ones_like(later) if self.policy.padding is None else self.policy.padding.expand_as(later)
+            later = torch.where(rollout.ended[..., None, None], exists, later)
+            mask, next_mask = rows(rollout.action_mask).flatten(2), rows(later).flatten(2)
+        return Transitions(
+            rows(rollout.obs),
+            action,
+            rows(rollout.reward),
+            rows(rollout.terminated),
+            rows(rollout.final_obs),
+            rows(rollout.valid),
+            mask,
+            next_mask,
+        )
+
+    # -- learning
+
+    def entropy_weight(self) -> Tensor | None:
+        """alpha, `[P, 1]`; None where there is no entropy term."""
+        if not self.uses_entropy:
+            return None
+        return self.log_alpha.exp() if self.settings.auto_entropy else self.hyper("entropy_weight")
+
+    def _mask(self, flat: Tensor | None) -> Tensor | None:
+        return None if flat is None else flat.unflatten(-1, self.spec.action.event_shape) > 0.5
+
+    def target(self, rows: Transitions) -> Tensor:
+        """The critic's regression target, `[P, B]`: r + gamma (1 - terminated) (Q_target(s', a') + alpha H)."""
+        c = self.settings.critic
+        obs = self.preprocessor.observations(rows.final_obs)
+        policy = self.policy.distribution(self.policy_parameters, obs, self._mask(rows.next_mask))
+        alpha = self.entropy_weight()
+
+        def q(action: Tensor) -> Tensor:
+            return self.critic.reduced(self.critic.target, obs, self.policy.present(action).flatten(-self._event_ndim))
+
+        if c.target_action == "expectation":
+            values, log_prob = enumerated(policy, q)
+            value = (values * log_prob.exp()).sum(0)
+            if alpha is not None:
+                value = value + alpha * policy.entropy().sum(-1)
+        else:
+            (kind, shape), b = self.event, obs.shape[1]
+            noise = self.chunks.take(kind, Purpose.TARGET, self.updates, (b, *shape))
+            action = policy.mode() if c.target_action == "mode" else policy.sample(noise)
+            value = q(policy.executed(action))
+            if alpha is not None and c.target_action == "sample":
+                value = value - alpha * policy.log_prob(action, noise).sum(-1)
+        reward = self.preprocessor.rewards(rows.reward)
+        return reward + self.hyper("discount") * (1 - rows.terminated) * value
+
+    @property
+    def _event_ndim(self) -> int:
+        return len(self.spec.action.event_shape)
+
+    def learn_critic(self, rows: Transitions) -> Metrics:
+        """One step of every copy of Q towards the target (half the mean squared error)."""
+        c, parameters = self.settings.critic, self.critic.parameters
+        with torch.no_grad():
+            y = self.target(rows)
+            obs, action, weight = self.preprocessor.observations(rows.obs), rows.action, rows.valid
+            if c.blend:
+                u = self.chunks.take("uniform", Purpose.BLEND, self.updates, (rows.obs.shape[1],))
+                blended = self._blended(action, c.blend * u, rows.action_mask)
+                obs, action = torch.cat([obs, obs], 1), torch.cat([action, blended], 1)
+                y, weight = torch.cat([y, y], 1), torch.cat([weight, weight], 1)
+            weight = weight / weight.sum(1, keepdim=True).clamp_min(1)
+        q = self.critic.all(parameters, obs, action)  # [C, P, B]
+        loss = (0.5 * (q - y).square() * weight).sum(-1)  # [C, P]
+        grad = parameters.backward([loss.sum()])
+        clip_by_member(grad, c.max_grad_norm)
+        rate = self.rate("agent.critic.learning_rate")
+        self.config.optimizer.step(parameters.flat, grad, self.critic_optimizer, rate)
+        with torch.no_grad():
+            return {"losses/critic_loss": loss.mean(0), "critic/q_mean": (q[0] * weight).sum(-1)}
+
+    def _blended(self, action: Tensor, w: Tensor, mask: Tensor | None) -> Tensor:
+        """(1 - w) a + w (uniform over the other allowed categories), per factor; action `[P, B, E]`, w `[P, B]`."""
+        a = action.unflatten(-1, self.spec.action.event_shape)
+        if self.spec.action.kind == "binary":
+            return torch.lerp(action, 1 - action, w.unsqueeze(-1))
+        allowed = self._mask(mask)
+        if allowed is None:
+            allowed = torch.ones_like(a, dtype=torch.bool) if self.policy.padding is None else self.policy.padding.expand_as(a)
+        others = allowed.to(a.dtype) - a
+        count = others.sum(-1, keepdim=True)
+        share = w[..., None, None] * (count > 0)
+        return ((1 - share) * a + share * others / count.clamp_min(1)).flatten(2)
+
+    def actor_rows(self, rows: Transitions, noise: Tensor) -> ActorRows:
+        """The actor's view of a minibatch; `noise` `[P, B, *event]` makes the actions drawn anew."""
+        weight = rows.valid / rows.valid.sum(1, keepdim=True).clamp_min(1)
+        return ActorRows(
+            self.preprocessor.observations(rows.obs), self._mask(rows.action_mask), noise.unsqueeze(0), weight.unsqueeze(0)
+        )
+
+    def gradient(self, rows: ActorRows) -> Metrics:
+        """Fill the policy's `.grad` `[P, n]` (for descent) with the estimate at these states: what training applies, and
+        what measurements measure."""
+        mask = None if rows.action_mask is None else rows.action_mask.unsqueeze(0)
+        distribution = self.policy.distribution(self.policy_parameters, rows.obs.unsqueeze(0), mask)  # rows [1, P, B]
+        draw, signal = self._signal(distribution.detach(), rows)
+        grads, value = cotangents(
+            self.config.estimator, distribution, draw, signal, self.estimator_state(), self.entropy_weight(), draw.noise
+        )
+        push(self.policy_parameters, distribution, grads, rows.weight)
+        with torch.no_grad():
+            h = entropy(distribution.detach(), draw.noise)
+            return {
+                "losses/policy_loss": -(value * rows.weight).sum((0, 2)),
+                "policy/entropy": (h * rows.weight).sum((0, 2)),
+            }
+
+    def _signal(self, distribution: Distribution, rows: ActorRows) -> tuple[Draw, Signal]:
+        """An action drawn anew at each state, and what the critic knows of it."""
+
+        def critic(action: Tensor) -> Tensor:
+            flat = self.policy.present(action).flatten(-self._event_ndim)
+            return self.critic.reduced(self.critic.parameters, rows.obs, flat, self.settings.critic.actor_value)
+
+        draw = Draw(distribution.sample(rows.noise), rows.noise)
+        estimator, value, baseline = self.config.estimator, None, None
+        with torch.no_grad():
+            if "value" in estimator.needs:
+                value = critic(distribution.executed(draw.action))
+            if estimator.uses_baseline and value is not None:
+                batch = Batch(
+                    obs=rows.obs.unsqueeze(0),
+                    value=value,
+                    valid=rows.weight > 0,
+                    time=torch.zeros_like(value, dtype=torch.int64),
+                    distribution=distribution,
+                    critic=critic,
+                )
+                baseline = self.config.baseline.predict(self.baseline_state, batch)
+                self._batch = batch
+        return draw, Signal(value=value, baseline=baseline, critic=critic)
+
+    def tune_entropy(self, h: Tensor) -> None:
+        """Move log alpha so that the entropy `h` `[P]` approaches its target (Haarnoja et al. 2018b, eq. 18)."""
+        grad = (h - self.target_entropy).unsqueeze(1)  # [P, 1]
+        rate = self.settings.entropy_learning_rate
+        step = self.rate() if rate is None else torch.full_like(self.log_alpha, rate)
+        OptimizerConfig().step(self.log_alpha, grad, self.alpha_optimizer, step)
+
+    def update(self, env: Environment) -> tuple[Metrics, Rollout]:
+        """One round: collect, then `updates_per_round` updates of critic and actor. Metrics are the last update's."""
+        rollout = self.collect(env)
+        s, metrics = self.settings, {}
+        if self.rounds * self.round_rows >= s.replay.warmup:
+            (kind, shape), b = self.event, s.replay.batch_size
+            for _ in range(s.updates_per_round):
+                rows = self.replay.sample(self.chunks.take("uniform", Purpose.REPLAY, self.updates, (b,)), self.newest)
+                metrics = self.learn_critic(rows)
+                noise = self.chunks.take(kind, Purpose.UPDATE, self.updates, (b, *shape))
+                metrics |= self.gradient(self.actor_rows(rows, noise))
+                metrics["gradient/norm"] = self.step_policy()
+                if self.settings.auto_entropy:
+                    self.tune_entropy(metrics["policy/entropy"])
+                    metrics["policy/entropy_weight"] = self.log_alpha.exp().squeeze(1)
+                if self.config.estimator.uses_baseline:
+                    self.baseline_state, info = self.config.baseline.update(self.baseline_state, self._batch)
+                    metrics |= info
+                self.critic.move_target()
+                self.updates += 1
+        self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, rollout.valid, self.hyper("discount"))
+        return metrics, rollout

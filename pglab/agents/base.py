@@ -1,0 +1,141 @@
+"""What both agents share: the policy and its optimizer, the estimator's state, the tree of everything that is trained."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pglab.config import Config
+from pglab.distributions import Distribution
+from pglab.environments.contract import Environment, EnvironmentSpec
+from pglab.networks import Parameters
+from pglab.optimizers import clip_by_member
+from pglab.policy import Policy
+from pglab.population import Population
+from pglab.preprocessing import Preprocessor
+from pglab.rollout import Position, Rollout
+
+Metrics = dict[str, Tensor]
+"""What an update reports: tag -> `[P]`, left on the device until it is logged."""
+
+
+class Agent(ABC):
+    """A population of agents. The training loop calls `update`; measurements call `gradient` at frozen parameters."""
+
+    def __init__(
+        self, config: Config, spec: EnvironmentSpec, population: Population, num_envs: int, default_continuous: str
+    ) -> None:
+        self.config, self.spec, self.population, self.noise = config, spec, population, population.noise
+        self.num_envs = num_envs
+        self.policy = Policy(config.policy, spec.observation_size, spec.action, default_continuous)
+        self.policy_parameters = self.policy.initial(self.noise)
+        self.policy_optimizer = config.optimizer.initial(self.policy_parameters.flat)
+        self.baseline_state = config.baseline.initial(len(population), self.noise.device)
+        self.preprocessor = Preprocessor(
+            config.preprocessing, len(population), num_envs, spec.observation_size, self.noise.device
+        )
+        self.updates = 0
+        self.progress = [0.0] * len(population)
+        self.active: Tensor | None = None  # [P, 1], 0. for members that have had all their steps; None: all train on
+        self.uses_entropy = any(s.start or s.end for m in population.members for s in [m.schedules["entropy_weight"]])
+
+    @property
+    def event(self) -> tuple[str, tuple[int, ...]]:
+        """Kind and shape of one action's noise."""
+        family = self.policy.family
+        d, k = self.policy.action.factors, self.policy.action.categories
+        return {"categorical": ("exponential", (d, k)), "bernoulli": ("uniform", (d,))}.get(family, ("normal", (d,)))
+
+    def act(self, obs: Tensor, action_mask: Tensor | None) -> Distribution:
+        """The policy at raw observations `[P, N, O]`."""
+        return self.policy.distribution(self.policy_parameters, self.preprocessor.observations(obs), action_mask)
+
+    def hyper(self, path: str) -> Tensor:
+        """A swept or scheduled field's current value, `[P, 1]`."""
+        return self.population.value(path, self.progress)
+
+    def rate(self, path: str = "learning_rate") -> Tensor:
+        """A learning rate, `[P, 1]`: the policy's where the path is not set; 0 for members that are done."""
+        rate = self.hyper(path if path in self.population else "learning_rate")
+        return rate if self.active is None else rate * self.active
+
+    def estimator_state(self) -> dict[str, Tensor]:
+        """The estimator's scheduled options at this moment, `[P, 1]` each."""
+        return {name: self.hyper(f"estimator.{name}") for name in self.config.estimator.scheduled}
+
+    def step_policy(self) -> Tensor:
+        """Clip, step; returns the gradient norms before clipping, `[P]`."""
+        parameters = self.policy_parameters
+        assert parameters.grad is not None
+        norm = clip_by_member(parameters.grad, self.config.max_grad_norm)
+        self.config.optimizer.step(parameters.flat, parameters.grad, self.policy_optimizer, self.rate())
+        return norm
+
+    @abstractmethod
+    def networks(self) -> dict[str, Parameters]:
+        """Every network by name; "policy" among them."""
+
+    @property
+    @abstractmethod
+    def steps_per_update(self) -> int | None:
+        """Environment steps per member of one update; None where it varies."""
+
+    @abstractmethod
+    def update(self, env: Environment) -> tuple[Metrics, Rollout]:
+        """Collect one batch and learn from it. Returns metrics `[P]` and what was collected."""
+
+    @abstractmethod
+    def observe(self, position: Position) -> None:
+        """Go on from here at the next `update` (after a restart of the environments)."""
+
+    def replicated(self, replicates: range, *prefix: int) -> Self:
+        """This agent, frozen, with each member once for every number in `replicates` and noise of its own for each: what
+        a measurement collects with and differentiates. Shares nothing that `gradient` changes."""
+        members, r = len(self.population), len(replicates)
+        twin = copy.copy(self)
+        twin.population = self.population.replicated(replicates, *prefix)
+        twin.noise = twin.population.noise
+        twin.policy_parameters = self.policy_parameters.repeated(r)
+        twin.baseline_state = repeat_members(self.baseline_state, members, r)
+        twin.preprocessor = copy.copy(self.preprocessor)
+        twin.preprocessor.state = repeat_members(self.preprocessor.state, members, r)
+        twin.progress = [x for x in self.progress for _ in replicates]
+        return twin
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training changes, as a tree of tensors and numbers."""
+        return {
+            "networks": {name: p.flat for name, p in self.networks().items()},
+            "policy_optimizer": self.policy_optimizer,
+            "baseline": self.baseline_state,
+            "preprocessor": self.preprocessor.state,
+            "updates": self.updates,
+            "progress": self.progress,
+        }
+
+    def load_state(self, tree: Mapping[str, Any]) -> None:
+        """Take over a tree made by `state` of an agent with the same config and as many members."""
+        with torch.no_grad():
+            for name, p in self.networks().items():
+                p.flat.copy_(tree["networks"][name])
+        self.policy_optimizer = tree["policy_optimizer"]
+        self.baseline_state = tree["baseline"]
+        self.preprocessor.state = tree["preprocessor"]
+        self.updates = tree["updates"]
+        self.progress = tree["progress"]
+
+
+def repeat_members(tree: Any, members: int, replicates: int) -> Any:
+    """A tree with every member's tensors `replicates` times in a row along the member axis (the first)."""
+    if isinstance(tree, Tensor):
+        return tree.repeat_interleave(replicates, 0) if tree.ndim and tree.shape[0] == members else tree.clone()
+    if isinstance(tree, Mapping):
+        return {key: repeat_members(value, members, replicates) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [repeat_members(value, members, replicates) for value in tree]
+    return tree

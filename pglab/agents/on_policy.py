@@ -1,0 +1,255 @@
+"""The on-policy agent: returns of what the current policy just did, any estimator that takes their value, any baseline.
+
+Letters: T time, P population, N environments, O observation, D factors; B rows of a minibatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pglab.agents.base import Agent, Metrics
+from pglab.baselines import Batch
+from pglab.config import Config, OnPolicyConfig
+from pglab.environments.contract import Environment, EnvironmentSpec
+from pglab.estimators import Draw, Signal
+from pglab.gradients import cotangents, entropy, push
+from pglab.networks import MLP, Parameters, by_member, by_row
+from pglab.noise import Purpose
+from pglab.optimizers import clip_by_member
+from pglab.population import Population
+from pglab.returns import discount_powers, gae, monte_carlo, n_step
+from pglab.rollout import Position, Rollout, block, block_noise, whole_episodes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A rollout with everything an update needs, all of it computed before the first step."""
+
+    obs: Tensor  # [T, P, N, O] as the networks see them
+    action_mask: Tensor | None
+    draw: Draw  # rows [T, P, N]
+    signal: Signal
+    weight: Tensor  # [T, P, N]: mask x gamma^t / count
+    value_weight: Tensor  # [T, P, N]: mask / number of valid rows
+    batch: Batch
+
+
+class OnPolicyAgent(Agent):
+    """Collect, prepare, update; see `pglab.agents.base.Agent` for the calls the training loop makes."""
+
+    def __init__(self, config: Config, spec: EnvironmentSpec, population: Population, num_envs: int) -> None:
+        super().__init__(config, spec, population, num_envs, default_continuous="gaussian")
+        assert isinstance(config.agent, OnPolicyConfig)
+        self.settings = config.agent
+        s = self.settings
+        self.bootstraps = s.collect == "steps" or s.returns.name != "monte_carlo"
+        self.value_parameters: Parameters | None = None
+        if self.bootstraps or "v" in config.baseline.needs:
+            self.value_network = MLP((spec.observation_size, *s.value.hidden, 1), s.value.activation, 1.0, stream=1)
+            self.value_parameters = self.value_network.initial(population.noise)
+            self.value_optimizer = config.optimizer.initial(self.value_parameters.flat)
+        self.position: Position | None = None
+
+    # -- state
+
+    def networks(self) -> dict[str, Parameters]:
+        found = {"policy": self.policy_parameters}
+        if self.value_parameters is not None:
+            found["value"] = self.value_parameters
+        return found
+
+    def state(self) -> dict[str, Any]:
+        tree = super().state()
+        if self.value_parameters is not None:
+            tree["value_optimizer"] = self.value_optimizer
+        if self.position is not None:
+            tree["position"] = {"obs": self.position.obs, "time": self.position.time, "mask": self.position.action_mask}
+        return tree
+
+    def load_state(self, tree: Mapping[str, Any]) -> None:
+        super().load_state(tree)
+        if self.value_parameters is not None:
+            self.value_optimizer = tree["value_optimizer"]
+        at = tree.get("position")
+        self.position = None if at is None else Position(at["obs"], at["time"], at["mask"])
+
+    def replicated(self, replicates: range, *prefix: int) -> Self:
+        twin = super().replicated(replicates, *prefix)
+        if self.value_parameters is not None:
+            twin.value_parameters = self.value_parameters.repeated(len(replicates))
+        twin.position = None
+        return twin
+
+    # -- collecting
+
+    @property
+    def steps_per_update(self) -> int | None:
+        return self.settings.steps * self.num_envs if self.settings.collect == "steps" else None
+
+    def collect(self, env: Environment, counter: tuple[int, ...]) -> Rollout:
+        """A training-size rollout `[T, P, N]` of the current policy."""
+        s = self.settings
+        if s.collect == "episodes":
+            return Rollout.beside(
+                [
+                    whole_episodes(env, self.act, self.policy.present, self.noise, (*counter, wave), s.block, self.event)
+                    for wave in range(s.episodes)
+                ]
+            )
+        if self.position is None:
+            self.position = Position.start(env.reset(self.noise, (*counter, 0)))
+        drawn = block_noise(env, self.noise, counter, s.steps, self.event)
+        rollout, self.position = block(env, self.act, self.policy.present, self.position, *drawn)
+        return rollout
+
+    def observe(self, position: Position) -> None:
+        """Go on from here at the next `collect` (after a restart of the environments)."""
+        self.position = position
+
+    # -- learning
+
+    def v(self, obs: Tensor) -> Tensor:
+        """V at normalised observations `[T, P, N, O]`, `[T, P, N]`."""
+        assert self.value_parameters is not None
+        return by_row(self.value_network(self.value_parameters.views, by_member(obs)), obs.shape[:-1]).squeeze(-1)
+
+    def prepare(self, rollout: Rollout) -> Prepared:
+        """Values, baselines and weights of a rollout, from the normaliser, V and baseline as they are now."""
+        s, discount = self.settings, self.hyper("discount")
+        valid = rollout.valid
+        obs = self.preprocessor.observations(rollout.obs)
+        reward = self.preprocessor.rewards(rollout.reward)
+        v = None
+        with torch.no_grad():
+            if self.value_parameters is not None:
+                v = self.v(obs)
+            if self.bootstraps:
+                assert v is not None
+                v_tp1 = self.v(self.preprocessor.observations(rollout.final_obs))
+                if s.returns.name == "n_step":
+                    value = n_step(reward, v_tp1, rollout.terminated, rollout.ended, discount, s.returns.n)
+                else:
+                    lam = self.hyper("agent.returns.lam") if s.returns.name == "gae" else 1.0
+                    value = v + gae(reward, v, v_tp1, rollout.terminated, rollout.ended, discount, lam)
+            else:
+                value = monte_carlo(reward, rollout.ended, discount)
+            value = torch.where(valid, value, 0.0)
+            distribution = self.policy.distribution(self.policy_parameters, obs, rollout.action_mask).detach()
+            batch = Batch(obs, value, valid, rollout.time, v, distribution)
+            baseline = self.config.baseline.predict(self.baseline_state, batch) if self.config.estimator.uses_baseline else None
+            count = valid.sum((0, 2)).clamp_min(1).unsqueeze(1)  # [P, 1]
+            weight = value_weight = valid / count
+            if s.reduction == "mean_over_episodes":
+                weight = valid / valid.shape[2]
+            if s.discount_states:
+                weight = weight * discount_powers(rollout.time, discount)
+            signal = Signal(value=value, baseline=baseline)
+            if s.normalize_advantages:
+                signal = Signal(value=whitened(value if baseline is None else value - baseline, valid))
+            if s.epochs * s.minibatches > 1:
+                log_prob = distribution.log_prob(rollout.action).sum(-1)
+                signal = replace(signal, behaviour_log_prob=log_prob)
+        return Prepared(obs, rollout.action_mask, Draw(rollout.action, rollout.noise), signal, weight, value_weight, batch)
+
+    def gradient(self, prepared: Prepared) -> Metrics:
+        """Fill the policy's `.grad` `[P, n]` (for descent) with the estimate from these rows: what training applies, and
+        what measurements measure."""
+        distribution = self.policy.distribution(self.policy_parameters, prepared.obs, prepared.action_mask)
+        weight = self.hyper("entropy_weight") if self.uses_entropy else None
+        grads, value = cotangents(
+            self.config.estimator, distribution, prepared.draw, prepared.signal, self.estimator_state(), weight, prepared.draw.noise
+        )
+        push(self.policy_parameters, distribution, grads, prepared.weight)
+        with torch.no_grad():
+            return {
+                "losses/policy_loss": -(value * prepared.weight).sum((0, 2)),
+                "policy/entropy": (entropy(distribution.detach(), prepared.draw.noise) * prepared.value_weight).sum((0, 2)),
+            }
+
+    def learn_value(self, prepared: Prepared) -> Metrics:
+        """One step of V towards the returns (half the mean squared error)."""
+        assert self.value_parameters is not None
+        parameters = self.value_parameters
+        target = prepared.batch.value
+        error = self.v(prepared.obs) - target
+        loss = (0.5 * error.square() * prepared.value_weight).sum((0, 2))  # [P]
+        grad = parameters.backward([loss.sum()])
+        clip_by_member(grad, self.settings.value.max_grad_norm)
+        rate = self.rate("agent.value.learning_rate")
+        self.config.optimizer.step(parameters.flat, grad, self.value_optimizer, rate)
+        with torch.no_grad():
+            w = prepared.value_weight
+            mean = (target * w).sum((0, 2)).unsqueeze(1)
+            variance = ((target - mean).square() * w).sum((0, 2)).clamp_min(1e-8)
+            explained = 1 - 2 * loss.detach() / variance
+        return {"losses/value_loss": loss.detach(), "losses/explained_variance": explained}
+
+    def update(self, env: Environment) -> tuple[Metrics, Rollout]:
+        """Collect one batch and learn from it. Returns metrics `[P]` and the rollout."""
+        s = self.settings
+        rollout = self.collect(env, (self.updates,))
+        prepared = self.prepare(rollout)
+        metrics: Metrics = {}
+        for epoch in range(s.epochs):
+            for part in self._minibatches(prepared, epoch):
+                metrics |= self.gradient(part)
+                metrics["gradient/norm"] = self.step_policy()
+                if self.value_parameters is not None:
+                    metrics |= self.learn_value(part)
+        self.baseline_state, info = self.config.baseline.update(self.baseline_state, prepared.batch)
+        metrics |= info
+        self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, rollout.valid, self.hyper("discount"))
+        self.updates += 1
+        return metrics, rollout
+
+    def _minibatches(self, prepared: Prepared, epoch: int) -> list[Prepared]:
+        """The batch itself, or its rows shuffled into parts with rows `[1, P, B]`. Only the very first step may use the
+        noise that made the actions: afterwards the parameters have moved."""
+        m = self.settings.minibatches
+        if m == 1:
+            return [prepared if epoch == 0 else replace(prepared, draw=Draw(prepared.draw.action))]
+        t, p, n = prepared.weight.shape
+        order = self.noise.permutation(Purpose.MINIBATCH, (self.updates, epoch), t * n)  # [P, T*N]
+
+        def part(x: Tensor | None, index: Tensor) -> Tensor | None:
+            if x is None:
+                return None
+            flat = x.transpose(0, 1).flatten(1, 2)  # [P, T*N, ...]
+            wide = index.reshape(*index.shape, *([1] * (flat.ndim - 2))).expand(-1, -1, *flat.shape[2:])
+            return flat.gather(1, wide).unsqueeze(0)  # [1, P, B, ...]
+
+        parts = []
+        for index in order.chunk(m, dim=1):
+            signal = prepared.signal
+            cut = Signal(
+                value=part(signal.value, index),
+                baseline=part(signal.baseline, index),
+                behaviour_log_prob=part(signal.behaviour_log_prob, index),
+            )
+            b = prepared.batch
+            rows = replace(b, obs=part(b.obs, index), value=part(b.value, index), distribution=None)  # type: ignore[arg-type]
+            parts.append(
+                Prepared(
+                    rows.obs,
+                    part(prepared.action_mask, index),
+                    Draw(part(prepared.draw.action, index)),  # type: ignore[arg-type]
+                    cut,
+                    part(prepared.weight, index) * m,  # type: ignore[operator]
+                    part(prepared.value_weight, index) * m,  # type: ignore[operator]
+                    rows,
+                )
+            )
+        return parts
+
+
+def whitened(advantage: Tensor, valid: Tensor) -> Tensor:
+    """(A - mean) / std over each member's valid rows, `[T, P, N]`."""
+    count = valid.sum((0, 2)).clamp_min(2).unsqueeze(1)  # [P, 1]
+    mean = (advantage * valid).sum((0, 2)).unsqueeze(1) / count
+    variance = ((advantage - mean).square() * valid).sum((0, 2)).unsqueeze(1) / (count - 1)
+    return torch.where(valid, (advantage - mean) * torch.rsqrt(variance + 1e-8), 0.0)

@@ -1,0 +1,37 @@
+"""An exponential moving average of past values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pglab.baselines.base import Baseline, BaselineState, Batch, register_baseline
+
+
+@register_baseline("moving_average")
+class MovingAverage(Baseline):
+    """One number per member: the moving average of earlier batches' mean values (Williams 1992, section 4).
+
+    Used first, updated after, so it never contains the sample that it multiplies. Before the first batch it is 0; the
+    first batch sets it.
+    """
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Weight of the past, in [0, 1)."""
+
+    paper = "Williams 1992"
+
+    def initial(self, members: int, device: Any) -> BaselineState:
+        return {"mean": torch.zeros(members, device=device), "batches": 0}
+
+    def predict(self, state: BaselineState, batch: Batch) -> Tensor:
+        return state["mean"][:, None].expand_as(batch.value)
+
+    def update(self, state: BaselineState, batch: Batch) -> tuple[BaselineState, dict[str, Tensor]]:
+        count = batch.valid.sum((0, 2)).clamp_min(1)
+        mean = (batch.value * batch.valid).sum((0, 2)) / count  # [P]
+        moved = mean if state["batches"] == 0 else torch.lerp(mean, state["mean"], self.decay)
+        return {"mean": moved, "batches": state["batches"] + 1}, {"baseline/moving_average": moved}

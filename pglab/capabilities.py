@@ -1,0 +1,69 @@
+"""What fits what, checked when a config is read: an impossible pair is refused with the list of what is possible."""
+
+from __future__ import annotations
+
+from pglab.baselines import BASELINES
+from pglab.config import ActorCriticConfig, Config
+from pglab.environments.contract import ActionSpec, EnvironmentSpec
+from pglab.errors import PglabError
+from pglab.estimators import ESTIMATORS, Estimator
+
+
+def signal_of(config: Config) -> frozenset[str]:
+    """What the agent's signal offers: values of drawn actions always; a critic, its gradient and its values at relaxed
+    actions in the actor-critic agent."""
+    if isinstance(config.agent, ActorCriticConfig):
+        return frozenset({"value", "critic", "critic_gradient", "critic_relaxed"})
+    return frozenset({"value"})
+
+
+def kind_of(config: Config, action: ActionSpec) -> str:
+    """The kind of distribution the policy has: discrete, binary or continuous."""
+    return "binary" if config.policy.distribution == "bernoulli" else action.kind
+
+
+def fitting(config: Config, kind: str) -> list[str]:
+    """Names of the estimators that this agent and kind of action can use."""
+    offered = signal_of(config)
+    return [n for n in ESTIMATORS.names() if kind in ESTIMATORS.get(n).kinds and ESTIMATORS.get(n).needs <= offered]
+
+
+def check_fit(config: Config, spec: EnvironmentSpec) -> None:
+    """PglabError when estimator, baseline, agent and environment do not fit, naming what would."""
+    kind = kind_of(config, spec.action)
+    estimator: Estimator = config.estimator
+    possible = ", ".join(fitting(config, kind))
+    if kind not in estimator.kinds:
+        raise PglabError(
+            f"Estimator {estimator.name!r} does not serve {spec.id}'s {kind} actions "
+            f"(only {', '.join(sorted(estimator.kinds))}): with agent {config.agent.name!r} choose one of {possible}."
+        )
+    missing = estimator.needs - signal_of(config)
+    if missing:
+        raise PglabError(
+            f"Estimator {estimator.name!r} needs {', '.join(sorted(missing))}, which agent {config.agent.name!r} does not "
+            f"have: choose agent actor_critic, or one of {possible}."
+        )
+    baseline = config.baseline
+    has = {"critic"} if isinstance(config.agent, ActorCriticConfig) else {"v"}
+    if not baseline.needs <= has:
+        fits = [n for n in BASELINES.names() if BASELINES.get(n).needs <= has]
+        raise PglabError(
+            f"Baseline {baseline.name!r} needs {', '.join(sorted(baseline.needs - has))}, which agent "
+            f"{config.agent.name!r} does not have: choose one of {', '.join(fits)}."
+        )
+    if baseline.name != "none" and not estimator.uses_baseline:
+        users = ", ".join(n for n in ESTIMATORS.names() if ESTIMATORS.get(n).uses_baseline)
+        raise PglabError(f"Estimator {estimator.name!r} uses no baseline, but {baseline.name!r} is set: choose none, or {users}.")
+    scale = config.preprocessing.observation_scale
+    if scale is not None and len(scale) != spec.observation_size:
+        raise PglabError(
+            f"preprocessing.observation_scale has {len(scale)} factors; {spec.id} has {spec.observation_size} components."
+        )
+    if isinstance(config.agent, ActorCriticConfig):
+        if config.agent.critic.target_action == "expectation" and spec.action.kind == "continuous":
+            raise PglabError(
+                "agent.critic.target_action 'expectation' needs actions that can be enumerated: choose sample or mode."
+            )
+        if config.agent.critic.blend and spec.action.kind == "continuous":
+            raise PglabError("agent.critic.blend is for discrete actions: set it to 0.")

@@ -1,0 +1,340 @@
+"""The configuration: every field typed and documented, unknown keys refused, registered parts by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, field_validator, model_validator
+
+import pglab.baselines
+import pglab.estimators  # noqa: F401  (registers the names)
+from pglab.baselines import BASELINES, Baseline
+from pglab.errors import PglabError
+from pglab.estimators import ESTIMATORS, Estimator
+from pglab.networks import Activation
+from pglab.optimizers import OptimizerConfig
+from pglab.policy import PolicyConfig
+from pglab.registry import Strict, first_error
+from pglab.schedules import Schedule, Swept
+
+EstimatorField = Annotated[Estimator, BeforeValidator(ESTIMATORS.build), PlainSerializer(lambda part: part.describe())]
+BaselineField = Annotated[Baseline, BeforeValidator(BASELINES.build), PlainSerializer(lambda part: part.describe())]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class EnvironmentConfig(Strict):
+    """Which environment, how many, and how they are stepped."""
+
+    id: str
+    """A gymnasium id, such as CartPole-v1."""
+    num_envs: Positive = 8
+    """Environments per member."""
+    backend: Literal["auto", "torch", "gymnasium"] = "auto"
+    """auto: the torch-native twin where there is one, else gymnasium's own."""
+    vectorization: Literal["sync", "async"] = "sync"
+    """Gymnasium backend: one process, or one worker process per environment."""
+    autoreset_mode: Literal["disabled", "next_step", "same_step"] = "disabled"
+    """Gymnasium backend: who resets ended environments."""
+    max_episode_steps: Positive | None = None
+    """Time limit; None keeps the id's own."""
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments of the environment (gymnasium backend)."""
+
+
+class PreprocessingConfig(Strict):
+    """What the agent does to observations and rewards before it learns from them."""
+
+    observation_scale: list[float] | None = None
+    """Fixed factors, one per observation component; None leaves them as they are."""
+    normalize_observations: bool = False
+    """Subtract a running mean and divide by a running standard deviation (of earlier batches), clipped to +-10."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this."""
+    normalize_returns: bool = False
+    """Divide rewards by the running standard deviation of the discounted return (of earlier batches)."""
+
+
+class ReturnsConfig(Strict):
+    """How rewards become the value of an action."""
+
+    name: Literal["monte_carlo", "n_step", "gae"] = "monte_carlo"
+    """monte_carlo: discounted reward-to-go; n_step: n rewards, then V; gae: lambda-returns (Schulman et al. 2016)."""
+    n: Positive = 5
+    """n_step: number of rewards."""
+    lam: Swept = [Schedule(start=0.95)]
+    """gae: lambda in [0, 1]; a list sweeps it."""
+
+
+class ValueConfig(Strict):
+    """The value network V(s)."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Sizes of the hidden layers."""
+    activation: Activation = "tanh"
+    """tanh, relu, elu or silu."""
+    learning_rate: Swept | None = None
+    """None: the policy's."""
+    max_grad_norm: float | None = 5.0
+    """Per-member gradient clipping."""
+
+
+class OnPolicyConfig(Strict):
+    """Learns from what the current policy just did."""
+
+    name: Literal["on_policy"] = "on_policy"
+    collect: Literal["steps", "episodes"] = "steps"
+    """steps: blocks of `steps` steps, episodes go on across blocks, bootstrapped with V at the cut. episodes: every
+    environment plays `episodes` whole episodes."""
+    steps: Positive = 16
+    """Steps per block (collect: steps)."""
+    episodes: Positive = 1
+    """Whole episodes of each environment per update (collect: episodes)."""
+    block: Positive = 32
+    """Steps between two looks at whether anyone is still alive (collect: episodes); noise is drawn per block."""
+    returns: ReturnsConfig = ReturnsConfig()
+    """How rewards become the value of an action."""
+    value: ValueConfig = ValueConfig()
+    """The value network, where baseline or returns need one."""
+    epochs: Positive = 1
+    """Passes over a batch; from the second step on, rows carry importance ratios."""
+    minibatches: Positive = 1
+    """Parts of a batch, one step each."""
+    reduction: Literal["mean_over_steps", "mean_over_episodes"] = "mean_over_steps"
+    """mean_over_steps: sum over rows / number of valid rows (short and long episodes' rows weigh alike).
+    mean_over_episodes: sum over time, mean over columns (episodes, or blocks of steps): with whole episodes, the gradient
+    of E[return] itself."""
+    discount_states: bool = False
+    """Weight step t of an episode by discount^t: the gradient of the discounted objective. Without, the usual practice,
+    which is not the gradient of any function (Nota & Thomas 2020)."""
+    normalize_advantages: bool = False
+    """Whiten value - baseline over the batch: a random scale and an O(1/batch) bias. Declared biased."""
+
+
+class ReplayConfig(Strict):
+    """Which transitions the critic and the actor learn from."""
+
+    data: Literal["replay", "on_policy"] = "replay"
+    """replay: all of the last `capacity`; on_policy: only those since the last round of updates."""
+    capacity: Positive = 100_000
+    """Transitions kept per member."""
+    batch_size: Positive = 256
+    """Transitions per update and member."""
+    warmup: Annotated[int, Field(ge=0)] = 1000
+    """Environment steps per member before the first update, with actions of the initial policy."""
+
+
+class CriticConfig(Strict):
+    """The learned Q(s, a); `a` is one-hot, relaxed or continuous."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Sizes of the hidden layers."""
+    activation: Activation = "relu"
+    """tanh, relu, elu or silu."""
+    twin: bool = True
+    """Two critics, the smaller target of the two (Fujimoto et al. 2018)."""
+    actor_value: Literal["min", "mean"] = "min"
+    """With twins: what the actor climbs."""
+    target_rate: Annotated[float, Field(gt=0, le=1)] = 0.005
+    """Target networks move this fraction towards the critic at each update; 1: no target network."""
+    target_action: Literal["expectation", "sample", "mode"] = "sample"
+    """Next action in the target: the exact expectation over actions (discrete), a draw, or the mode (DDPG)."""
+    learning_rate: Swept | None = None
+    """None: the policy's."""
+    max_grad_norm: float | None = None
+    """Per-member gradient clipping."""
+    blend: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Discrete: the critic is also shown (1 - w) onehot + w (uniform over the other actions), w uniform on (0, blend),
+    with the same target, so that it is smooth inside the simplex where relaxed actions ask it."""
+
+
+class ActorCriticConfig(Strict):
+    """Learns Q(s, a) from (usually replayed) transitions and climbs it with any estimator."""
+
+    name: Literal["actor_critic"] = "actor_critic"
+    critic: CriticConfig = CriticConfig()
+    """The critic."""
+    replay: ReplayConfig = ReplayConfig()
+    """The transitions."""
+    steps_per_round: Positive = 1
+    """Vector steps (of all of a member's environments) between rounds of updates."""
+    updates_per_round: Positive = 1
+    """Updates of critic and actor in a round."""
+    auto_entropy: bool = False
+    """Tune the entropy weight towards `target_entropy`; `entropy_weight` is then where it starts."""
+    target_entropy: float | None = None
+    """None: minus the number of action dimensions (continuous), 0.5 x log of the number of actions (discrete)."""
+    entropy_learning_rate: float | None = None
+    """None: the policy's."""
+
+
+AgentField = Annotated[OnPolicyConfig | ActorCriticConfig, Field(discriminator="name")]
+
+
+class EvaluationConfig(Strict):
+    """Evaluation while training."""
+
+    every: Positive = 20_000
+    """Environment steps per member between evaluations."""
+    episodes: Positive = 10
+    """Episodes per member and evaluation, each played to its end."""
+    deterministic: bool = True
+    """Play the distribution's mode rather than a draw."""
+
+
+class CheckpointConfig(Strict):
+    """Saving."""
+
+    every: Positive = 100_000
+    """Environment steps per member between checkpoints."""
+    keep: Positive = 2
+    """How many are kept."""
+
+
+class MeasurementConfig(Strict):
+    """Measuring the gradient's noise at frozen policies along training."""
+
+    at: list[float] = []
+    """Fractions of training at which to measure, ascending; empty: never."""
+    replicates: Annotated[int, Field(ge=4)] = 32
+    """Independent training-size gradients per measurement."""
+
+
+class Config(Strict):
+    """One population of agents: one environment, agent, estimator and baseline; many seeds and swept values."""
+
+    env: EnvironmentConfig
+    """The environment."""
+    estimator: EstimatorField = ESTIMATORS.build("score_function")
+    """The gradient estimator: a name, or a mapping with `name` and its options."""
+    baseline: BaselineField = BASELINES.build("none")
+    """What is subtracted from the value, for estimators that use one."""
+    agent: AgentField = OnPolicyConfig()
+    """on_policy or actor_critic, with its settings."""
+    policy: PolicyConfig = PolicyConfig()
+    """The policy network and distribution."""
+    seeds: int | list[int] = 8
+    """Number of seeds (0, 1, ...), or the seeds themselves. All train at once."""
+    total_steps: Positive = 500_000
+    """Environment steps per member."""
+    learning_rate: Swept = [Schedule(start=1e-3)]
+    """Of the policy: a number, a schedule, or a list to sweep."""
+    discount: Swept = [Schedule(start=0.99)]
+    """gamma; a list sweeps it."""
+    entropy_weight: Swept = [Schedule(start=0.0)]
+    """Weight of the policy's entropy in the objective; a number, a schedule, or a list to sweep."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """For policy, value network and critic alike."""
+    max_grad_norm: float | None = None
+    """Per-member clipping of the policy's gradient."""
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    """Observation and reward scaling."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation while training."""
+    measurement: MeasurementConfig = MeasurementConfig()
+    """Measuring the gradient's noise while training."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving."""
+    log_every: Positive = 5_000
+    """Environment steps per member between log lines."""
+    device: str = "cpu"
+    """cpu, cuda, or auto (cuda where there is one)."""
+    threads: Positive = 1
+    """Torch threads: for small networks one is often faster than two."""
+    plugins: list[str] = []
+    """Plug-ins this run was made with (a record: they are only ever loaded by --plugin)."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: int | list[int]) -> int | list[int]:
+        listed = list(range(value)) if isinstance(value, int) else value
+        if not listed or len(set(listed)) != len(listed) or min(listed) < 0:
+            raise ValueError(f"seeds must be at least one, different and not negative, not {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Config:
+        for schedule in self.discount:
+            if not 0 <= schedule.start <= 1:
+                raise ValueError(f"discount must lie in [0, 1], not {schedule.start}")
+        if isinstance(self.agent, OnPolicyConfig):
+            for schedule in self.agent.returns.lam:
+                if not 0 <= schedule.start <= 1:
+                    raise ValueError(f"agent.returns.lam must lie in [0, 1], not {schedule.start}")
+        for schedule in self.learning_rate:
+            if schedule.start <= 0:
+                raise ValueError(f"learning_rate must be above 0, not {schedule.start}")
+        return self
+
+    @property
+    def seed_list(self) -> list[int]:
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    def plain(self) -> dict[str, Any]:
+        """The config as YAML and JSON hold it; `Config.read` of it gives the same config."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def read(cls, data: Any, where: str = "config") -> Config:
+        """A config from a mapping; PglabError with one sentence on the first thing that is wrong."""
+        if isinstance(data, cls):
+            return data
+        if not isinstance(data, dict):
+            raise PglabError(f"{where} must be a mapping of settings, not {type(data).__name__}.")
+        try:
+            return cls(**data)
+        except ValidationError as error:
+            message = f"{where}: {first_error(error)}"
+            missing = [p for p in data.get("plugins") or [] if isinstance(p, str)]
+            if missing and "Unknown" in message:
+                message += f" It was made with {', '.join(missing)}: add --plugin {' --plugin '.join(missing)}."
+            raise PglabError(message) from None
+        except TypeError as error:
+            raise PglabError(f"{where}: {error}.") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping, read safely. PglabError when there is no such file, or it is not a mapping."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PglabError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        at = f" near line {line + 1}" if line is not None else ""
+        raise PglabError(f"{path}: is not valid YAML{at}.") from None
+    if not isinstance(data, dict):
+        raise PglabError(f"{path}: must hold a mapping of settings, not {type(data).__name__}.")
+    return data
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mapping by mapping. A part given by another name replaces the part, options and all."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        if isinstance(old, str) and isinstance(value, dict) and "name" not in value and key in NAMED:
+            old = {"name": old}
+        renamed = isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        if isinstance(old, dict) and isinstance(value, dict) and not renamed:
+            out[key] = merge(old, value)
+        elif key in NAMED and isinstance(value, str) and isinstance(old, dict) and old.get("name") == value:
+            continue
+        else:
+            out[key] = value
+    return out
+
+
+NAMED = ("estimator", "baseline", "agent")
+
+
+def override(data: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """`data` with the field at a dotted path set: `override(d, "env.num_envs", 16)`. `estimator=name` sets the name."""
+    keys = dotted.split(".")
+    nested: Any = value
+    for key in reversed(keys):
+        nested = {key: nested}
+    if len(keys) == 1 and keys[0] == "agent" and isinstance(value, str):
+        nested = {"agent": {"name": value}}
+    return merge(data, nested)

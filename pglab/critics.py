@@ -1,0 +1,49 @@
+"""Q(s, a) for a population: single or twin, with target networks.
+
+Letters: P population, B rows, C copies (2 for twins), L leading axes of the action (outcomes of an enumeration).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pglab.config import CriticConfig
+from pglab.networks import MLP, Parameters
+from pglab.noise import Noise
+
+
+class QCritic:
+    """The critic's network and its target. Actions come flattened: one-hot, relaxed or continuous, `[..., P, B, E]`."""
+
+    def __init__(self, config: CriticConfig, observation_size: int, action_size: int, noise: Noise) -> None:
+        self.config = config
+        self.copies = 2 if config.twin else 1
+        self.network = MLP((observation_size + action_size, *config.hidden, 1), config.activation, 1.0, stream=2)
+        self.parameters = self.network.initial(noise, copies=self.copies)
+        self.target = self.parameters.frozen_copy()
+
+    def all(self, parameters: Parameters, obs: Tensor, action: Tensor) -> Tensor:
+        """Every copy's value: obs `[P, B, O]`, action `[*L, P, B, E]`, result `[C, *L, P, B]`."""
+        *lead, p, b, _ = action.shape
+        x = torch.cat([obs.expand(*lead, p, b, obs.shape[-1]), action], dim=-1)  # [*L, P, B, O+E]
+        x = x.flatten(0, len(lead) - 1).transpose(0, 1).flatten(1, 2) if lead else x  # [P, L*B, O+E]
+        if self.copies > 1:
+            x = x.repeat_interleave(self.copies, 0)  # [P*C, L*B, O+E]
+        q = self.network(parameters.views, x).view(p, self.copies, -1, b)  # [P, C, L, B]
+        return q.permute(1, 2, 0, 3).reshape(self.copies, *lead, p, b)
+
+    def reduced(
+        self, parameters: Parameters, obs: Tensor, action: Tensor, how: Literal["min", "mean"] = "min"
+    ) -> Tensor:
+        """One value `[*L, P, B]`: the smaller of the twins (Fujimoto et al. 2018), or their mean."""
+        q = self.all(parameters, obs, action)
+        if self.copies == 1:
+            return q[0]
+        return torch.minimum(q[0], q[1]) if how == "min" else q.mean(0)
+
+    def move_target(self) -> None:
+        """One step of the target towards the critic."""
+        self.target.flat.lerp_(self.parameters.flat, self.config.target_rate)

@@ -1,0 +1,36 @@
+"""The pathwise (reparameterization) estimator for continuous draws."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pglab.distributions import Distribution
+from pglab.errors import PglabError
+from pglab.estimators.base import Draw, Estimator, Signal, State, register_estimator
+
+
+@register_estimator("pathwise")
+class Pathwise(Estimator):
+    """grad f(g_theta(eps)) (Kingma & Welling 2014; Rezende, Mohamed & Wierstra 2014; SVG(0) of Heess et al. 2015).
+
+    With `at_mode` the gradient is taken at the distribution's mode instead of a draw: the deterministic policy gradient
+    (Silver et al. 2014, eq. 9; DDPG), which is biased for E[f] unless f is linear in the action.
+    """
+
+    at_mode: bool = False
+    """Differentiate f at the mode rather than at the draw (DDPG)."""
+
+    needs = frozenset({"critic_gradient"})
+    kinds = frozenset({"continuous"})
+    unbiased = True
+    bias = "with at_mode: the gradient of f at the mode, not of E[f]"
+    evaluations = "1, with its gradient"
+    paper = "Kingma & Welling 2014; Heess et al. 2015"
+
+    def surrogate(self, distribution: Distribution, draw: Draw, signal: Signal, state: State) -> Tensor:
+        assert signal.critic is not None
+        if self.at_mode:
+            return signal.critic(distribution.executed(distribution.mode()))
+        if draw.noise is None:
+            raise PglabError("pathwise needs the noise that made the draw: draw anew, or use `noise_given`.")
+        return signal.critic(distribution.executed(distribution.rsample(draw.noise)))

@@ -1,0 +1,65 @@
+"""Optimizers over a whole population: one flat tensor, one learning rate and one gradient norm per member.
+
+`torch.optim` takes one learning rate per parameter group and clips one norm over everything; here both are per member,
+so that a member's training does not depend on who else is in the population.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pglab.registry import Strict
+
+
+class OptimizerConfig(Strict):
+    """How gradients become steps."""
+
+    name: Literal["adam", "sgd", "rmsprop"] = "adam"
+    """adam (Kingma & Ba 2015), sgd (with momentum), or rmsprop (Tieleman & Hinton 2012)."""
+    beta1: float = 0.9
+    """Adam: decay of the first moment."""
+    beta2: float = 0.999
+    """Adam: decay of the second moment."""
+    momentum: float = 0.0
+    """SGD: momentum."""
+    alpha: float = 0.99
+    """RMSprop: decay of the mean square."""
+    eps: float = 1e-8
+    """Adam and RMSprop: added to the root of the second moment."""
+
+    def initial(self, flat: Tensor) -> dict[str, Any]:
+        """The optimizer's state for parameters `[P, n]`: tensors `[P, n]` and a step count."""
+        if self.name == "adam":
+            return {"steps": 0, "first": torch.zeros_like(flat), "second": torch.zeros_like(flat)}
+        if self.name == "rmsprop":
+            return {"steps": 0, "second": torch.zeros_like(flat)}
+        return {"steps": 0, "first": torch.zeros_like(flat)} if self.momentum else {"steps": 0}
+
+    def step(self, flat: Tensor, grad: Tensor, state: dict[str, Any], learning_rate: Tensor) -> None:
+        """Move `flat` `[P, n]` against `grad` `[P, n]` in place; `learning_rate` is `[P, 1]`."""
+        state["steps"] += 1
+        if self.name == "adam":
+            first, second, t = state["first"], state["second"], state["steps"]
+            first.lerp_(grad, 1 - self.beta1)
+            second.mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
+            root = second.sqrt().div_((1 - self.beta2**t) ** 0.5).add_(self.eps)
+            flat.sub_(first / root * (learning_rate / (1 - self.beta1**t)))
+        elif self.name == "rmsprop":
+            state["second"].mul_(self.alpha).addcmul_(grad, grad, value=1 - self.alpha)
+            flat.sub_(learning_rate * grad / state["second"].sqrt().add_(self.eps))
+        elif self.momentum:
+            state["first"].mul_(self.momentum).add_(grad)
+            flat.sub_(learning_rate * state["first"])
+        else:
+            flat.sub_(learning_rate * grad)
+
+
+def clip_by_member(grad: Tensor, limit: float | None) -> Tensor:
+    """Scale each member's gradient `[P, n]` in place to norm at most `limit`; returns the norms before, `[P]`."""
+    norm = torch.linalg.vector_norm(grad, dim=1)  # [P]
+    if limit is not None:
+        grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1))
+    return norm

@@ -1,0 +1,384 @@
+"""The training loop: update, log, evaluate, measure, save; resume from any checkpoint bit for bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pglab import checkpoint
+from pglab.agents import ActorCriticAgent, Agent, OnPolicyAgent
+from pglab.capabilities import check_fit
+from pglab.config import ActorCriticConfig, Config
+from pglab.environments import make_environment
+from pglab.environments.contract import Environment
+from pglab.errors import PglabError
+from pglab.evaluation import evaluate
+from pglab.lab.statistics import iqm
+from pglab.lab.variance import measure
+from pglab.population import Population
+from pglab.rollout import episode_sums
+from pglab.tracking import MemberLabel, RunFolder, Tracker
+
+STAGES = {0.0: "start", 0.5: "middle", 1.0: "end"}
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """What the loop calls for whoever looks on: `progress(step, total, return, steps per second)`, `note(text)`."""
+
+    progress: Callable[[int, int, float | None, float | None], None] = lambda *_: None
+    note: Callable[[str], None] = lambda _: None
+
+
+@dataclass
+class Trained:
+    """What training gives back."""
+
+    folder: Path | None
+    agent: Agent
+    evaluations: list[dict[str, Any]]
+    """One per evaluation: `steps` `[P]` and `returns` `[P, E]`."""
+    measurements: list[dict[str, Any]]
+    """One per measured stage: `stage`, `step`, and what `pglab.lab.variance.measure` gives."""
+    seconds: dict[str, float]
+    """Wall time by part: total, training, evaluation, measurement."""
+    finished: bool
+    """False when it was interrupted."""
+    members: list[dict[str, Any]] = field(default_factory=list)
+    """Each member's seed and swept values."""
+
+    def results(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "members": self.members,
+            "evaluations": self.evaluations,
+            "measurements": self.measurements,
+            "seconds": self.seconds,
+            "finished": self.finished,
+        }
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of that name; `auto` is cuda where there is one. Raises PglabError for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise PglabError(f"Unknown device {name!r}: choose cpu, cuda or auto.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise PglabError(f"Device {name!r} is not there: this machine or this build of torch has no CUDA; choose cpu.")
+    return device
+
+
+class Trainer:
+    """One population from its first update to its last."""
+
+    def __init__(self, config: Config, folder: RunFolder | None = None, watcher: Watcher | None = None) -> None:
+        self.config, self.folder, self.watcher = config, folder, watcher or Watcher()
+        torch.set_num_threads(config.threads)
+        self.device = pick_device(config.device)
+        self.population = Population.of(config, self.device)
+        members = len(self.population)
+        self.env = self.environment(members, config.env.num_envs)
+        self.eval_env: Environment | None = None
+        check_fit(config, self.env.spec)
+        kind = ActorCriticAgent if isinstance(config.agent, ActorCriticConfig) else OnPolicyAgent
+        self.agent: Agent = kind(config, self.env.spec, self.population, config.env.num_envs)
+        self.tracker: Tracker | None = None
+        self.steps = np.zeros(members, dtype=np.int64)
+        self.running = torch.zeros(members, config.env.num_envs, device=self.device)
+        self.finished_sum = torch.zeros(3, members, device=self.device)  # returns, lengths, episodes since the last log
+        self.next_log, self.next_checkpoint, self.next_evaluation = config.log_every, config.checkpoint.every, 0
+        self.evaluations: list[dict[str, Any]] = []
+        self.measurements: list[dict[str, Any]] = []
+        self.logged = 0
+        self.seconds = {"total": 0.0, "evaluation": 0.0, "measurement": 0.0}
+
+    def environment(self, members: int, num_envs: int) -> Environment:
+        """The config's environment for so many members."""
+        e = self.config.env
+        return make_environment(
+            e.id, members, num_envs, e.backend, e.vectorization, e.autoreset_mode, e.kwargs, e.max_episode_steps, self.device
+        )
+
+    @property
+    def replay(self) -> Any:
+        return self.agent.replay if isinstance(self.agent, ActorCriticAgent) else None
+
+    # -- state
+
+    def save(self) -> Path | None:
+        """Write a checkpoint of this moment; returns its path."""
+        if self.folder is None:
+            return None
+        tree = {
+            "agent": self.agent.state(),
+            "environment": self.env.get_state(),
+            "loop": {
+                "steps": self.steps.tolist(),
+                "running": self.running,
+                "finished_sum": self.finished_sum,
+                "next": [self.next_log, self.next_checkpoint, self.next_evaluation],
+                "evaluations": self.evaluations,
+                "measurements": self.measurements,
+                "logged": self.logged,
+                "seconds": self.seconds,
+            },
+            "positions": self.tracker.positions() if self.tracker else {},
+        }
+        return checkpoint.save(
+            self.folder.checkpoints, int(self.agent_counter), tree, self.replay, self.config.checkpoint.keep
+        )
+
+    @property
+    def agent_counter(self) -> int:
+        """Rounds of collection so far; names the checkpoint."""
+        return self.agent.rounds if isinstance(self.agent, ActorCriticAgent) else self.agent.updates
+
+    def restore(self, path: Path) -> None:
+        """Take over a checkpoint and cut the logs back to it."""
+        tree = checkpoint.load(path, self.device, self.replay)
+        loop = tree["loop"]
+        self.agent.load_state(tree["agent"])
+        reset = self.env.set_state(tree["environment"])
+        if self.env.spec.resume == "restart" and getattr(self.agent, "position", None) is not None:
+            from pglab.rollout import Position
+
+            self.agent.observe(Position.start(reset))
+            self.watcher.note(f"{self.env.spec.id} cannot be resumed exactly: episodes under way begin again.")
+        self.steps = np.array(loop["steps"], dtype=np.int64)
+        self.running, self.finished_sum = loop["running"], loop["finished_sum"]
+        self.next_log, self.next_checkpoint, self.next_evaluation = loop["next"]
+        self.evaluations, self.measurements = loop["evaluations"], loop["measurements"]
+        self.logged, self.seconds = loop["logged"], loop["seconds"]
+        if self.folder is not None:
+            Tracker.cut_back(self.folder, tree["positions"])
+
+    # -- the loop
+
+    def run(self) -> Trained:
+        """Train until every member has had its steps. Ctrl-C stops between updates, with everything saved."""
+        config = self.config
+        if self.folder is not None:
+            labels = [MemberLabel(m.seed, m.overrides) for m in self.population.members]
+            self.tracker = Tracker(self.folder, labels, self.variant)
+            if not self.logged and not self.agent_counter:
+                self.tracker.layout()
+                self.tracker.text("config", f"```yaml\n{_yaml(config.plain())}\n```")
+        earlier, began = dict(self.seconds), time.perf_counter()
+        self._clock, self._clock_steps = began, int(self.steps.sum())
+        finished = False
+        try:
+            while self.steps.min() < config.total_steps:
+                self._before_update()
+                metrics, rollout = self.agent.update(self.env)
+                self._count(rollout)
+                self.seconds["total"] = earlier["total"] + time.perf_counter() - began
+                self._after_update(metrics)
+            self._evaluate_and_measure(final=True)
+            finished = True
+        except KeyboardInterrupt:
+            self.watcher.note("Interrupted: saving.")
+        finally:
+            self.seconds["total"] = earlier["total"] + time.perf_counter() - began
+            try:
+                if self._consistent:
+                    self.save()
+            finally:
+                self.env.close()
+                if self.eval_env is not None:
+                    self.eval_env.close()
+                if self.tracker is not None:
+                    self.tracker.close()
+        trained = self.trained(finished)
+        if self.folder is not None:
+            from pglab.agent import export
+
+            export(self.agent, self.config, self.folder.path / "agent.safetensors")
+            if finished:
+                self.folder.write_results(trained.results())
+        return trained
+
+    variant: str = "train"
+    _consistent = True
+
+    def trained(self, finished: bool) -> Trained:
+        seconds = dict(self.seconds)
+        seconds["training"] = seconds["total"] - seconds["evaluation"] - seconds["measurement"]
+        members = [{"seed": m.seed, **m.overrides} for m in self.population.members]
+        folder = None if self.folder is None else self.folder.path
+        return Trained(folder, self.agent, self.evaluations, self.measurements, seconds, finished, members)
+
+    def _before_update(self) -> None:
+        total = self.config.total_steps
+        self.agent.progress = [min(1.0, s / total) for s in self.steps.tolist()]
+        done = self.steps >= total
+        active = None
+        if done.any():
+            # A member that has had its steps stays as it is while others go on: its rate is 0 from here.
+            active = torch.tensor(~done, dtype=torch.float32, device=self.device).unsqueeze(1)
+        self.agent.active = active
+        self._evaluate_and_measure(final=False)
+        self._consistent = False
+
+    def _count(self, rollout: Any) -> None:
+        self.steps += rollout.valid.sum((0, 2)).cpu().numpy()
+        total, length, count, running = episode_sums(rollout, self.running)
+        if isinstance(self.agent, OnPolicyAgent) and self.agent.settings.collect == "episodes":
+            running = torch.zeros_like(self.running)
+        self.finished_sum += torch.stack([total, length, count])
+        self.running = running
+        self._consistent = True
+
+    def _after_update(self, metrics: dict[str, Any]) -> None:
+        at = int(self.steps.min())
+        if at >= self.next_log or at >= self.config.total_steps:
+            self._log(metrics)
+            while self.next_log <= at:
+                self.next_log += self.config.log_every
+        if at >= self.next_checkpoint:
+            while self.next_checkpoint <= at:
+                self.next_checkpoint += self.config.checkpoint.every
+            self.save()
+
+    def _log(self, metrics: dict[str, Any]) -> None:
+        returns, lengths, episodes = self.finished_sum.cpu().double().numpy()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values: dict[str, Any] = {
+                "charts/episodic_return": np.where(episodes > 0, returns / episodes, np.nan),
+                "charts/episodic_length": np.where(episodes > 0, lengths / episodes, np.nan),
+            }
+        values["charts/steps"] = self.steps.astype(np.float64)
+        now, total = time.perf_counter(), int(self.steps.sum())
+        rate = (total - self._clock_steps) / max(now - self._clock, 1e-9)
+        values["charts/SPS"] = rate
+        self._clock, self._clock_steps = now, total
+        values["charts/learning_rate"] = self.agent.rate().squeeze(1)
+        values["charts/progress"] = np.array(self.agent.progress)
+        values |= metrics
+        self._check_finite(metrics)
+        step = int(self.steps.mean())
+        if self.tracker is not None:
+            self.tracker.log(step, values)
+        recent = values["charts/episodic_return"]
+        shown = float(iqm(recent[~np.isnan(recent)])) if (~np.isnan(recent)).any() else None
+        self.watcher.progress(min(step, self.config.total_steps), self.config.total_steps, shown, rate)
+        self.finished_sum.zero_()
+        self.logged += 1
+
+    _warned = False
+
+    def _check_finite(self, metrics: dict[str, Any]) -> None:
+        norm = metrics.get("gradient/norm")
+        if norm is None or self._warned:
+            return
+        bad = [m for m, ok in zip(self.population.members, torch.isfinite(norm).tolist(), strict=True) if not ok]
+        if bad:
+            names = ", ".join(MemberLabel(m.seed, m.overrides).name for m in bad)
+            self.watcher.note(f"The gradient is no longer finite for {names}: try a smaller learning rate or clipping.")
+            self._warned = True
+
+    # -- looking at the policy
+
+    def _evaluate_and_measure(self, final: bool) -> None:
+        at = int(self.steps.min())
+        c = self.config
+        if final or at >= self.next_evaluation:
+            began = time.perf_counter()
+            if self.eval_env is None:
+                self.eval_env = self.environment(len(self.population), c.evaluation.episodes)
+            returns, lengths = evaluate(self.agent, self.eval_env, len(self.evaluations), c.evaluation.deterministic)
+            self.evaluations.append({"steps": self.steps.tolist(), "returns": returns.tolist()})
+            while self.next_evaluation <= at:
+                self.next_evaluation += c.evaluation.every
+            if self.tracker is not None:
+                means = {"eval/return": returns.mean(1), "eval/length": lengths.mean(1)}
+                self.tracker.log(int(self.steps.mean()), means)
+            self.watcher.progress(
+                min(int(self.steps.mean()), c.total_steps), c.total_steps, float(iqm(returns.mean(1))), None
+            )
+            self.seconds["evaluation"] += time.perf_counter() - began
+        m = c.measurement
+        while len(self.measurements) < len(m.at):
+            fraction = m.at[len(self.measurements)]
+            if not (final or at >= fraction * c.total_steps) or not self._measurable(final):
+                break
+            began = time.perf_counter()
+            found = measure(
+                self.agent, lambda p: self.environment(p, c.env.num_envs), m.replicates, len(self.measurements)
+            )
+            stage = STAGES.get(fraction, f"{fraction:g}")
+            self.measurements.append({"stage": stage, "step": int(self.steps.mean()), "replicates": m.replicates, **found})
+            if self.tracker is not None:
+                values = {f"gradient/{name}": np.array(value) for name, value in found.items()}
+                values["gradient/nsr_low"], values["gradient/nsr_high"] = values.pop("gradient/low"), values.pop("gradient/high")
+                self.tracker.log(int(self.steps.mean()), values)
+            self.seconds["measurement"] += time.perf_counter() - began
+
+    def _measurable(self, final: bool) -> bool:
+        """A replay agent has nothing to measure before its first update."""
+        if not isinstance(self.agent, ActorCriticAgent):
+            return True
+        return final or self.agent.rounds * self.agent.round_rows >= self.agent.settings.replay.warmup
+
+
+def _yaml(value: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, sort_keys=False).rstrip()
+
+
+def train(
+    config: Config | dict[str, Any],
+    folder: str | Path | None = None,
+    command: str | Sequence[str] = "python",
+    watcher: Watcher | None = None,
+    variant: str = "train",
+) -> Trained:
+    """Train a population.
+
+    Args:
+        config: a `Config`, or the mapping a YAML file holds.
+        folder: where to keep the run (made; must not hold anything); None keeps nothing.
+        command: recorded in the folder.
+        watcher: who is told how far it is.
+        variant: the name under which TensorBoard shows it.
+
+    Raises:
+        PglabError: for any mistake in the config, or when the disk refuses.
+    """
+    config = Config.read(config)
+    trainer = Trainer(config, None, watcher)
+    if folder is not None:
+        trainer.folder = RunFolder.create(folder, config.plain() | {"variant": variant}, command)
+    trainer.variant = variant
+    return trainer.run()
+
+
+def resume(folder: str | Path, watcher: Watcher | None = None, overrides: dict[str, Any] | None = None) -> Trained:
+    """Go on with a run from its newest readable checkpoint. Raises PglabError when there is none."""
+    run = RunFolder.open(folder)
+    data = run.config()
+    variant = data.pop("variant", "train")
+    config = Config.read(data | (overrides or {}), where=str(run.config_path))
+    found = checkpoint.checkpoints(run.checkpoints)
+    if not found:
+        raise PglabError(f"{run.path} has no checkpoint yet: start it again.")
+    trainer = Trainer(config, run, watcher)
+    trainer.variant = variant
+    for path in reversed(found):
+        try:
+            trainer.restore(path)
+            break
+        except PglabError:
+            if path == found[0]:
+                raise
+            trainer.watcher.note(f"Checkpoint {path.name} cannot be read: going back to the one before.")
+    return trainer.run()

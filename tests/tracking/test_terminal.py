@@ -1,0 +1,93 @@
+"""Progress lines, with a clock and a terminal of our own."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from pglab.tracking.terminal import MultiProgress, Progress, clock_time, short_count
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_lines_come_now_and_then_and_at_the_end() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress(500_000, "cartpole/value", stream=stream, clock=clock) as progress:
+        for second in range(11):
+            clock.now = second
+            progress.update(100_000 + second * 31_200, return_=float("nan") if second < 3 else 212.34)
+        progress.note("checkpoint [bold]")
+    assert stream.getvalue().splitlines() == [
+        "[cartpole/value] 100,000/500,000 steps",
+        "[cartpole/value] 256,000/500,000 steps  31,200 steps/s  0:08 left  return 212.3",
+        "[cartpole/value] 412,000/500,000 steps  31,200 steps/s  0:03 left  return 212.3",
+        "checkpoint [bold]",
+    ]
+    stream.truncate(0)
+    progress = Progress(10, "a", stream=stream, clock=clock)
+    progress.update(0)
+    progress.update(10, steps_per_second=5.0)
+    progress.close()
+    progress.close()
+    assert stream.getvalue().splitlines()[-1] == "[a] 10/10 steps  5 steps/s"
+
+
+def test_quiet_is_silent() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        with MultiProgress(quiet=True, stream=stream) as progress:
+            progress.update("a", 1, 2)
+            progress.note("text")
+        assert stream.getvalue() == ""
+
+
+def test_many_tasks_have_a_plain_line_each() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with MultiProgress(stream=stream, clock=clock) as progress:
+        progress.update("reinforce", 1, 10)
+        progress.update("rebar", 2, 10)
+        progress.update("rebar", 3, 10, steps_per_second=0.0)
+        assert stream.getvalue().splitlines() == ["[reinforce] 1/10 steps", "[rebar] 2/10 steps"]
+    assert stream.getvalue().splitlines()[2:] == ["[rebar] 3/10 steps  0 steps/s"]
+
+
+def test_a_terminal_shows_live_rows_within_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream, clock = Terminal(), Clock()
+    with MultiProgress(stream=stream, clock=clock) as progress:
+        progress.update("cartpole [red]", 0, 500_000)
+        clock.now = 10.0
+        progress.update("cartpole [red]", 120_000, 500_000, return_=212.3, steps_per_second=31_200.0)
+        progress.update("a variant with a very long name", 1, 0)
+        progress.note("a [note]")
+    shown = stream.getvalue()
+    assert "cartpole [red]" in shown
+    assert "120k/500k  31,200 steps/s  0:13 left  return 212.3" in shown
+    assert "a [note]" in shown
+    assert "\x1b[3" not in shown  # no colours
+    assert max(len(line) for line in shown.replace("\r", "\n").splitlines() if "\x1b" not in line) <= 80
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with Progress(10, "a", stream=stream) as progress:
+        progress.update(1)
+    assert stream.getvalue() == "[a] 1/10 steps\n"
+
+
+def test_numbers_are_short() -> None:
+    assert [clock_time(s) for s in (11.2, 725, 3723)] == ["0:12", "12:05", "1:02:03"]
+    assert [short_count(n) for n in (950, 120_000, 1_500_000)] == ["950", "120k", "1.5M"]
