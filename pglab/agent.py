@@ -161,6 +161,26 @@ def agent_file(path: str | Path) -> Path:
     return given
 
 
+def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of an agent file. Raises PglabError for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            header = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise PglabError(f"{file} is not an agent file: {error}.") from None
+    if header.get("pglab") != FORMAT:
+        raise PglabError(f"{file} is not an agent file of this version of pglab (format {FORMAT}).")
+    return header, tensors
+
+
+def member_count(path: str | Path) -> int:
+    """How many members a run folder or agent file holds. Raises PglabError where there is no agent."""
+    return len(json.loads(_read(agent_file(path))[0]["members"]))
+
+
 def load_agent(path: str | Path, member: int = 0) -> LoadedAgent:
     """One member of a run folder or of an agent file.
 
@@ -171,17 +191,8 @@ def load_agent(path: str | Path, member: int = 0) -> LoadedAgent:
     Raises:
         PglabError: there is no agent at `path`, it has no such member, or its file does not fit its environment.
     """
-    from safetensors import SafetensorError, safe_open
-
     file = agent_file(path)
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            header = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise PglabError(f"{file} is not an agent file: {error}.") from None
-    if header.get("pglab") != FORMAT:
-        raise PglabError(f"{file} is not an agent file of this version of pglab (format {FORMAT}).")
+    header, tensors = _read(file)
     members = json.loads(header["members"])
     if not 0 <= member < len(members):
         raise PglabError(f"{file} has members 0 to {len(members) - 1}, not {member}.")

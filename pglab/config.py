@@ -179,6 +179,8 @@ class EvaluationConfig(Strict):
     """Environment steps per member between evaluations."""
     episodes: Positive = 10
     """Episodes per member and evaluation, each played to its end."""
+    final_episodes: Positive = 20
+    """Episodes per member of the last evaluation, from which results are reported."""
     deterministic: bool = True
     """Play the distribution's mode rather than a draw."""
 

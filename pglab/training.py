@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,10 +32,12 @@ STAGES = {0.0: "start", 0.5: "middle", 1.0: "end"}
 
 @dataclass(frozen=True)
 class Watcher:
-    """What the loop calls for whoever looks on: `progress(step, total, return, steps per second)`, `note(text)`."""
+    """What the loop calls for whoever looks on: `progress(step, total, return, steps per second)`, `note(text)`;
+    and asks: `stop()`, True to stop as after Ctrl-C."""
 
     progress: Callable[[int, int, float | None, float | None], None] = lambda *_: None
     note: Callable[[str], None] = lambda _: None
+    stop: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -64,6 +68,34 @@ class Trained:
         }
 
 
+class DeferredInterrupt:
+    """Ctrl-C inside the context only asks; `check` raises the KeyboardInterrupt where stopping loses nothing. A second
+    Ctrl-C raises at once. Outside of the main thread signals cannot be caught, and nothing is deferred."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> DeferredInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if it was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+
 def pick_device(name: str) -> torch.device:
     """The torch device of that name; `auto` is cuda where there is one. Raises PglabError for one that is not there."""
     if name == "auto":
@@ -91,6 +123,7 @@ class Trainer:
         check_fit(config, self.env.spec)
         kind = ActorCriticAgent if isinstance(config.agent, ActorCriticConfig) else OnPolicyAgent
         self.agent: Agent = kind(config, self.env.spec, self.population, config.env.num_envs)
+        self.watcher.note(f"{self.env.spec.description}; policy {self.agent.policy.describe()}.")
         self.tracker: Tracker | None = None
         self.steps = np.zeros(members, dtype=np.int64)
         self.running = torch.zeros(members, config.env.num_envs, device=self.device)
@@ -99,6 +132,8 @@ class Trainer:
         self.evaluations: list[dict[str, Any]] = []
         self.measurements: list[dict[str, Any]] = []
         self.logged = 0
+        self.finished = False  # the last evaluation is done
+        self._consistent = True  # between two updates: what is saved now can be gone on from
         self.seconds = {"total": 0.0, "evaluation": 0.0, "measurement": 0.0}
 
     def environment(self, members: int, num_envs: int) -> Environment:
@@ -107,6 +142,16 @@ class Trainer:
         return make_environment(
             e.id, members, num_envs, e.backend, e.vectorization, e.autoreset_mode, e.kwargs, e.max_episode_steps, self.device
         )
+
+    @staticmethod
+    def describe(config: Config) -> list[str]:
+        """What will be trained, in a few lines for whoever starts it."""
+        e = config.env
+        members = len(Population.of(config, torch.device("cpu")))
+        return [
+            f"{e.id}: {members} members x {e.num_envs} environments, {config.total_steps:,} steps each; "
+            f"agent {config.agent.name}, estimator {config.estimator.name}, baseline {config.baseline.name}.",
+        ]
 
     @property
     def replay(self) -> Any:
@@ -129,6 +174,7 @@ class Trainer:
                 "evaluations": self.evaluations,
                 "measurements": self.measurements,
                 "logged": self.logged,
+                "finished": self.finished,
                 "seconds": self.seconds,
             },
             "positions": self.tracker.positions() if self.tracker else {},
@@ -157,7 +203,7 @@ class Trainer:
         self.running, self.finished_sum = loop["running"], loop["finished_sum"]
         self.next_log, self.next_checkpoint, self.next_evaluation = loop["next"]
         self.evaluations, self.measurements = loop["evaluations"], loop["measurements"]
-        self.logged, self.seconds = loop["logged"], loop["seconds"]
+        self.logged, self.seconds, self.finished = loop["logged"], loop["seconds"], loop["finished"]
         if self.folder is not None:
             Tracker.cut_back(self.folder, tree["positions"])
 
@@ -168,24 +214,30 @@ class Trainer:
         config = self.config
         if self.folder is not None:
             labels = [MemberLabel(m.seed, m.overrides) for m in self.population.members]
-            self.tracker = Tracker(self.folder, labels, self.variant)
+            self.tracker = Tracker(self.folder, labels)
             if not self.logged and not self.agent_counter:
                 self.tracker.layout()
                 self.tracker.text("config", f"```yaml\n{_yaml(config.plain())}\n```")
         earlier, began = dict(self.seconds), time.perf_counter()
         self._clock, self._clock_steps = began, int(self.steps.sum())
-        finished = False
         try:
-            while self.steps.min() < config.total_steps:
-                self._before_update()
-                metrics, rollout = self.agent.update(self.env)
-                self._count(rollout)
-                self.seconds["total"] = earlier["total"] + time.perf_counter() - began
-                self._after_update(metrics)
-            self._evaluate_and_measure(final=True)
-            finished = True
+            with DeferredInterrupt() as interrupt:
+                while self.steps.min() < config.total_steps:
+                    interrupt.asked |= self.watcher.stop()
+                    interrupt.check()
+                    self._consistent = False
+                    self._before_update()
+                    metrics, rollout = self.agent.update(self.env)
+                    self._count(rollout)
+                    self.seconds["total"] = earlier["total"] + time.perf_counter() - began
+                    self._after_update(metrics)
+                    self._consistent = True
+                if not self.finished:
+                    self._consistent = False
+                    self._evaluate_and_measure(final=True)
+                    self._consistent = self.finished = True
         except KeyboardInterrupt:
-            self.watcher.note("Interrupted: saving.")
+            self.watcher.note("Interrupted: saving." if self._consistent else "Interrupted.")
         finally:
             self.seconds["total"] = earlier["total"] + time.perf_counter() - began
             try:
@@ -197,24 +249,22 @@ class Trainer:
                     self.eval_env.close()
                 if self.tracker is not None:
                     self.tracker.close()
-        trained = self.trained(finished)
+        trained = self.trained()
         if self.folder is not None:
             from pglab.agent import export
 
             export(self.agent, self.config, self.folder.path / "agent.safetensors")
-            if finished:
+            if self.finished:
                 self.folder.write_results(trained.results())
         return trained
 
-    variant: str = "train"
-    _consistent = True
-
-    def trained(self, finished: bool) -> Trained:
+    def trained(self) -> Trained:
+        """What there is to give back at this moment."""
         seconds = dict(self.seconds)
         seconds["training"] = seconds["total"] - seconds["evaluation"] - seconds["measurement"]
         members = [{"seed": m.seed, **m.overrides} for m in self.population.members]
         folder = None if self.folder is None else self.folder.path
-        return Trained(folder, self.agent, self.evaluations, self.measurements, seconds, finished, members)
+        return Trained(folder, self.agent, self.evaluations, self.measurements, seconds, self.finished, members)
 
     def _before_update(self) -> None:
         total = self.config.total_steps
@@ -226,7 +276,6 @@ class Trainer:
             active = torch.tensor(~done, dtype=torch.float32, device=self.device).unsqueeze(1)
         self.agent.active = active
         self._evaluate_and_measure(final=False)
-        self._consistent = False
 
     def _count(self, rollout: Any) -> None:
         self.steps += rollout.valid.sum((0, 2)).cpu().numpy()
@@ -235,7 +284,6 @@ class Trainer:
             running = torch.zeros_like(self.running)
         self.finished_sum += torch.stack([total, length, count])
         self.running = running
-        self._consistent = True
 
     def _after_update(self, metrics: dict[str, Any]) -> None:
         at = int(self.steps.min())
@@ -292,8 +340,11 @@ class Trainer:
         c = self.config
         if final or at >= self.next_evaluation:
             began = time.perf_counter()
-            if self.eval_env is None:
-                self.eval_env = self.environment(len(self.population), c.evaluation.episodes)
+            if self.eval_env is None or final:
+                if self.eval_env is not None:
+                    self.eval_env.close()
+                episodes = c.evaluation.final_episodes if final else c.evaluation.episodes
+                self.eval_env = self.environment(len(self.population), episodes)
             returns, lengths = evaluate(self.agent, self.eval_env, len(self.evaluations), c.evaluation.deterministic)
             self.evaluations.append({"steps": self.steps.tolist(), "returns": returns.tolist()})
             while self.next_evaluation <= at:
@@ -340,7 +391,6 @@ def train(
     folder: str | Path | None = None,
     command: str | Sequence[str] = "python",
     watcher: Watcher | None = None,
-    variant: str = "train",
 ) -> Trained:
     """Train a population.
 
@@ -349,7 +399,6 @@ def train(
         folder: where to keep the run (made; must not hold anything); None keeps nothing.
         command: recorded in the folder.
         watcher: who is told how far it is.
-        variant: the name under which TensorBoard shows it.
 
     Raises:
         PglabError: for any mistake in the config, or when the disk refuses.
@@ -357,8 +406,7 @@ def train(
     config = Config.read(config)
     trainer = Trainer(config, None, watcher)
     if folder is not None:
-        trainer.folder = RunFolder.create(folder, config.plain() | {"variant": variant}, command)
-    trainer.variant = variant
+        trainer.folder = RunFolder.create(folder, config.plain(), command)
     return trainer.run()
 
 
@@ -366,13 +414,11 @@ def resume(folder: str | Path, watcher: Watcher | None = None, overrides: dict[s
     """Go on with a run from its newest readable checkpoint. Raises PglabError when there is none."""
     run = RunFolder.open(folder)
     data = run.config()
-    variant = data.pop("variant", "train")
     config = Config.read(data | (overrides or {}), where=str(run.config_path))
     found = checkpoint.checkpoints(run.checkpoints)
     if not found:
         raise PglabError(f"{run.path} has no checkpoint yet: start it again.")
     trainer = Trainer(config, run, watcher)
-    trainer.variant = variant
     for path in reversed(found):
         try:
             trainer.restore(path)

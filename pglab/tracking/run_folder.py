@@ -80,6 +80,14 @@ class RunFolder:
             raise PglabError(f"{folder.path} is not a run folder: it has no config.yaml.")
         return folder
 
+    @classmethod
+    def discard(cls, path: str | os.PathLike[str]) -> None:
+        """Remove a run folder's own files, whole or begun. Raises PglabError where the system refuses."""
+        try:
+            cls(path)._clear()
+        except OSError as error:
+            raise file_error(path, error) from error
+
     @property
     def config_path(self) -> Path:
         return self.path / "config.yaml"
@@ -120,7 +128,7 @@ class RunFolder:
         return read_json(self.results_path) if self.results_path.exists() else None
 
     def _clear(self) -> None:
-        self.config_path.unlink()  # first: half a removal must not look like a run folder
+        self.config_path.unlink(missing_ok=True)  # first: half a removal must not look like a run folder
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
         for name in _FOLDERS:

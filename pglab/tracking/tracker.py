@@ -53,7 +53,7 @@ def _short(value: float) -> str:
 class Tracker:
     """Logs one population into one run folder.
 
-    TensorBoard sees a run per member, `tensorboard/<variant>/<member name>`, and a run `<variant>/aggregate` beside
+    TensorBoard sees a run per member, `tensorboard/<variant>/<member name>` (without a variant, `tensorboard/<member>`), and a run `<variant>/aggregate` beside
     them with what holds for all members together: the mean, or for the return tags the interquartile mean (Agarwal et
     al. 2021) under the tag itself and the quartiles under `<tag>/low` and `<tag>/high`. Where a setting is swept,
     members of different settings are never averaged: each setting has its own `aggregate_<setting>`.
@@ -62,7 +62,7 @@ class Tracker:
     """
 
     def __init__(
-        self, folder: RunFolder, members: Sequence[MemberLabel], variant: str, tensorboard: bool = True
+        self, folder: RunFolder, members: Sequence[MemberLabel], variant: str = "", tensorboard: bool = True
     ) -> None:
         """Open the logs for appending. Raises PglabError where two members have one name, or the disk refuses."""
         self.folder = folder
@@ -76,7 +76,8 @@ class Tracker:
             for setting in dict.fromkeys(settings)
         }
         self._log = LogFile(folder.log)
-        self._events = EventRuns(folder.tensorboard / path_name(variant, "variant name")) if tensorboard else None
+        runs = folder.tensorboard / path_name(variant, "variant name") if variant else folder.tensorboard
+        self._events = EventRuns(runs) if tensorboard else None
 
     def log(self, step: int, values: Mapping[str, float | np.ndarray | Tensor], wall_time: float | None = None) -> None:
         """Record values of one step: a number for the whole population, or an array [P], one per member.

@@ -6,21 +6,18 @@ config and `variants`, each a mapping laid on the base. Groups are never ranked 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from pglab.config import Config, merge, override
-from pglab.errors import PglabError
+from pglab.errors import PglabError, unknown
 from pglab.lab.statistics import iqm, steps_to_threshold, stratified_bootstrap_interval
+from pglab.lab.tables import Column
 from pglab.registry import Strict, first_error
-
-TUNING_SEEDS = 10_000  # tuning takes seeds from here on, so that no reported seed was tuned on
 
 
 class Group(Strict):
@@ -41,8 +38,6 @@ class ComparisonConfig(Strict):
     """Names the folder."""
     threshold: float | None = None
     """The return that counts as solved."""
-    final_episodes: int = 20
-    """Episodes per seed of the final evaluation, from which the table's returns come."""
     groups: dict[str, Group]
     """Name -> group."""
 
@@ -84,16 +79,11 @@ def variants_of(comparison: ComparisonConfig, overrides: list[tuple[str, Any]], 
     known = {v.key for v in found} | {v.name for v in found} | {v.group for v in found}
     for wanted in only:
         if wanted not in known:
-            from pglab.errors import unknown
-
             raise unknown("variant", wanted, known)
     kept = [v for v in found if not only or {v.key, v.name, v.group} & set(only)]
     for variant in kept:
         variant.config()
     return kept
-
-
-# -- results
 
 
 @dataclass
@@ -172,78 +162,40 @@ def pooled_nsr(measurement: Mapping[str, Any]) -> dict[str, float]:
     return {"nsr": float(point), "low": float(low), "high": float(high), "trace_variance": float(trace.mean())}
 
 
-# -- training all variants
+COLUMNS = (
+    Column("variant"),
+    Column("iqm", "IQM", ".1f"),
+    Column("interval", "95 % interval", ".0f"),
+    Column("worst", "worst", ".0f"),
+    Column("steps_to_threshold", "steps to threshold", ",.0f"),
+    Column("reached", "seeds there"),
+    Column("seconds", "wall s", ".0f"),
+    Column("steps_per_second", "steps/s", ",.0f"),
+    Column("nsr_start", "NSR start"),
+    Column("nsr_middle", "NSR middle"),
+    Column("nsr_end", "NSR end"),
+    Column("chosen", "tuned"),
+)
+
+CAPTION = (
+    "IQM: interquartile mean over seeds of the last evaluation's return, with a 95 % stratified-bootstrap interval; worst: "
+    "the worst seed's mean return; steps to threshold: median over seeds of the environment steps at the first evaluation "
+    "at or above the threshold; steps/s: environment steps trained per second, all seeds together; NSR: noise-to-signal "
+    "ratio of one training-size gradient (trace of its covariance / squared norm of its mean, pooled over seeds)."
+)
 
 
-@dataclass
-class Job:
-    """One variant's training, in a form that another process can take."""
-
-    key: str
-    data: dict[str, Any]
-    folder: str
-    command: str
-    plugins: list[str]
-    resume: bool = False
-    tune: dict[str, list[float]] = field(default_factory=dict)
+def cells(row: Row) -> dict[str, Any]:
+    """A row as the table's columns read it."""
+    found: dict[str, Any] = {c.key: getattr(row, c.key, None) for c in COLUMNS}
+    found |= {f"nsr_{stage}": row.nsr.get(stage) for stage in ("start", "middle", "end")}
+    found["reached"] = f"{row.reached}/{row.seeds}"
+    chosen = [f"{path}={value:g} of {row.grid.get(path, [])}" for path, value in row.chosen.items()]
+    found["chosen"] = ", ".join(chosen) or None
+    return found
 
 
-Report = Callable[[tuple[Any, ...]], None]
-
-
-def run_job(job: Job, report: Report) -> str:
-    """Train one variant (after tuning it, where a grid is given) and write its folder. Returns `done` or `stopped`."""
-    from pglab.registry import load_plugin
-    from pglab.training import Watcher, resume, train
-
-    for plugin in job.plugins:
-        load_plugin(plugin)
-    watcher = Watcher(
-        progress=lambda *state: report(("progress", job.key, *state)), note=lambda text: report(("note", job.key, text))
-    )
-    if job.resume:
-        trained = resume(job.folder, watcher)
-        return "done" if trained.finished else "stopped"
-    data, chosen = job.data, {}
-    if job.tune:
-        chosen = tune(job, watcher)
-        for path, value in chosen.items():
-            data = override(data, path, value)
-    trained = train(data, job.folder, job.command, watcher, variant=job.key.replace("/", "-"))
-    if trained.finished and chosen:
-        from pglab.tracking import RunFolder
-
-        folder = RunFolder.open(job.folder)
-        folder.write_results({**trained.results(), "chosen": chosen, "grid": job.tune})
-    return "done" if trained.finished else "stopped"
-
-
-def tune(job: Job, watcher: Any) -> dict[str, float]:
-    """The grid's best combination by IQM over tuning seeds (as many as are reported, but others) at the end of training."""
-    from pglab.training import train
-
-    config = Config.read(job.data)
-    seeds = [TUNING_SEEDS + i for i in range(len(config.seed_list))]
-    data = override(job.data, "seeds", seeds)
-    data = override(data, "measurement.at", [])
-    for path, values in job.tune.items():
-        data = override(data, path, values)
-    trained = train(data, watcher=watcher)
-    if not trained.finished:
-        raise KeyboardInterrupt
-    final = np.mean(trained.evaluations[-1]["returns"], axis=1)  # [P]
-    scores: dict[tuple[tuple[str, float], ...], list[float]] = {}
-    for member, score in zip(trained.members, final.tolist(), strict=True):
-        setting = tuple((path, member[path]) for path in job.tune if path in member)
-        scores.setdefault(setting, []).append(score)
-    best = max(scores, key=lambda setting: float(iqm(np.array(scores[setting]))))
-    watcher.note(f"tuned: {', '.join(f'{k}={v:g}' for k, v in best)} (IQM {float(iqm(np.array(scores[best]))):.1f})")
-    return dict(best)
-
-
-def folder_of(root: Path, variant: Variant) -> Path:
-    return root / variant.group / variant.name
-
-
-def now() -> float:
-    return time.perf_counter()
+def columns_of(rows: list[Row]) -> list[Column]:
+    """The columns that say something for these rows."""
+    shown = [cells(row) for row in rows]
+    return [c for c in COLUMNS if any(r[c.key] is not None for r in shown)]

@@ -1,0 +1,83 @@
+"""What is printed when a run or a comparison has come to its end."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from pglab.comparing import Compared
+from pglab.lab.comparison import CAPTION, cells, columns_of
+from pglab.lab.statistics import iqm, stratified_bootstrap_interval
+from pglab.lab.tables import Column, rich_table
+from pglab.training import Trained
+
+
+def show_trained(trained: Trained, folder: Path) -> None:
+    """Each swept setting's return over its seeds, and where the run is."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not trained.finished:
+        console.print(f"Stopped and saved. Go on with: pglab resume {folder}", markup=False, soft_wrap=True)
+        return
+    final = np.mean(trained.evaluations[-1]["returns"], axis=1)  # [P]
+    settings: dict[str, list[float]] = {}
+    for member, score in zip(trained.members, final.tolist(), strict=True):
+        name = ", ".join(f"{k}={v:g}" for k, v in member.items() if k != "seed") or "all"
+        settings.setdefault(name, []).append(score)
+    rows = [
+        {
+            "setting": name,
+            "seeds": len(scores),
+            "iqm": float(iqm(np.array(scores))),
+            "interval": stratified_bootstrap_interval(np.array(scores)),
+            "worst": min(scores),
+        }
+        for name, scores in settings.items()
+    ]
+    columns = [
+        Column("setting"),
+        Column("seeds"),
+        Column("iqm", "IQM return", ".1f"),
+        Column("interval", "95 % interval", ".1f"),
+        Column("worst", "worst seed", ".1f"),
+    ]
+    console.print(rich_table(rows, columns))
+    seconds = trained.seconds
+    steps = float(np.sum(trained.evaluations[-1]["steps"]))
+    console.print(
+        f"{steps:,.0f} steps in {seconds['training']:.1f} s of training ({steps / max(seconds['training'], 1e-9):,.0f} "
+        f"steps/s), {seconds['evaluation']:.1f} s of evaluation.\nRun folder: {folder}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def show_compared(compared: Compared, quiet: bool) -> int:
+    """A table per group, what failed, and where everything is. Returns the exit status."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not quiet:
+        for name, group in compared.comparison.groups.items():
+            rows = [row for row in compared.rows if row.group == name]
+            if rows:
+                shown = [cells(row) for row in rows]
+                console.print(rich_table(shown, columns_of(rows), title=group.title or name))
+        if compared.rows:
+            console.print(
+                f"{textwrap.fill(CAPTION, 79)}\n\n"
+                f"Tables, figures and runs: {compared.folder}\n"
+                f"Look at the curves:       tensorboard --logdir {compared.folder}",
+                markup=False,
+                soft_wrap=True,
+            )
+    for key, message in compared.failed.items():
+        print(f"pglab: error: variant {key}: {message.strip()}", file=sys.stderr)
+    if compared.stopped:
+        print(f"Stopped and saved. Go on with: pglab resume {compared.folder}", file=sys.stderr)
+        return 130
+    return 1 if compared.failed else 0

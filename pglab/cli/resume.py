@@ -1,0 +1,48 @@
+"""`pglab resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pglab.cli.app import add_common, load_plugins, parser, write_json_file
+
+DESCRIPTION = """\
+Go on with a run, or with the unfinished variants of a comparison, from the
+newest checkpoint. The result is what an uninterrupted run would have given.
+
+  pglab resume runs/CartPole-v1-20260101-120000
+"""
+
+
+def main(arguments: list[str]) -> int:
+    p = parser("resume", DESCRIPTION)
+    p.add_argument("folder", help="a run folder or a comparison's folder")
+    p.add_argument("--jobs", type=int, metavar="N", help="comparison: variants trained at the same time")
+    add_common(p)
+    options = p.parse_args(arguments)
+    load_plugins(options.plugin)
+    folder = Path(options.folder)
+
+    if (folder / "comparison.yaml").is_file():
+        from pglab.cli.report import show_compared
+        from pglab.comparing import default_workers, resume_comparison
+
+        compared = resume_comparison(folder, options.jobs or default_workers(), options.quiet, options.plugin)
+        write_json_file(options.json, {"folder": str(folder), **compared.results()})
+        return show_compared(compared, options.quiet)
+
+    from pglab.cli.report import show_trained
+    from pglab.config import Config
+    from pglab.tracking import Progress, RunFolder
+    from pglab.training import Watcher, resume
+
+    config = Config.read(RunFolder.open(folder).config(), where=str(folder / "config.yaml"))
+    with Progress(config.total_steps, folder.name, quiet=options.quiet) as progress:
+        watcher = Watcher(
+            progress=lambda step, total, value, rate: progress.update(step, value, rate), note=progress.note
+        )
+        trained = resume(folder, watcher)
+    write_json_file(options.json, {"folder": str(folder), **trained.results()})
+    if not options.quiet:
+        show_trained(trained, folder)
+    return 0 if trained.finished else 130

@@ -1,0 +1,349 @@
+"""Running a comparison: every variant's training, side by side in worker processes, and what is made of the results."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pglab.config import ActorCriticConfig, Config, override, read_yaml
+from pglab.errors import PglabError
+from pglab.lab.comparison import CAPTION, ComparisonConfig, Row, Variant, cells, columns_of, curve_of, pooled_nsr, summarise, variants_of
+from pglab.lab.statistics import iqm
+from pglab.tracking import RunFolder, unique_run_path
+from pglab.tracking.files import write_json, write_text, write_yaml
+from pglab.tracking.terminal import MultiProgress
+
+TUNING_SEEDS = 10_000  # tuning takes seeds from here on, so that no reported seed was tuned on
+
+
+@dataclass
+class Job:
+    """One variant's training, in a form that another process can take."""
+
+    key: str
+    data: dict[str, Any]
+    folder: str
+    command: str
+    plugins: list[str]
+    resume: bool = False
+    tune: dict[str, list[float]] = field(default_factory=dict)
+
+
+Report = Callable[[tuple[Any, ...]], None]
+
+
+def run_job(job: Job, report: Report, stop: Callable[[], bool] = lambda: False) -> str:
+    """Train one variant (after tuning it, where a grid is given) and write its folder. Returns `done` or `stopped`."""
+    from pglab.registry import load_plugin
+    from pglab.training import Watcher, resume, train
+
+    for plugin in job.plugins:
+        load_plugin(plugin)
+    watcher = Watcher(
+        progress=lambda *state: report(("progress", job.key, *state)),
+        note=lambda text: report(("note", job.key, text)),
+        stop=stop,
+    )
+    if job.resume:
+        trained = resume(job.folder, watcher)
+        return "done" if trained.finished else "stopped"
+    data, chosen = job.data, {}
+    if job.tune:
+        found = tune(job, watcher)
+        if found is None:
+            return "stopped"
+        chosen = found
+        for path, value in chosen.items():
+            data = override(data, path, value)
+    trained = train(data, job.folder, job.command, watcher)
+    if trained.finished and chosen:
+        RunFolder.open(job.folder).write_results({**trained.results(), "chosen": chosen, "grid": job.tune})
+    return "done" if trained.finished else "stopped"
+
+
+def tune(job: Job, watcher: Any) -> dict[str, float] | None:
+    """The grid's best combination by IQM over tuning seeds (as many as are reported, but others) at the end of training;
+    None if it was interrupted."""
+    from pglab.training import train
+
+    config = Config.read(job.data)
+    seeds = [TUNING_SEEDS + i for i in range(len(config.seed_list))]
+    data = override(job.data, "seeds", seeds)
+    data = override(data, "measurement.at", [])
+    for path, values in job.tune.items():
+        data = override(data, path, values)
+    trained = train(data, watcher=watcher)
+    if not trained.finished:
+        return None
+    final = np.mean(trained.evaluations[-1]["returns"], axis=1)  # [P]
+    scores: dict[tuple[tuple[str, float], ...], list[float]] = {}
+    for member, score in zip(trained.members, final.tolist(), strict=True):
+        setting = tuple((path, member[path]) for path in job.tune if path in member)
+        scores.setdefault(setting, []).append(score)
+    best = max(scores, key=lambda setting: float(iqm(np.array(scores[setting]))))
+    watcher.note(f"tuned: {', '.join(f'{k}={v:g}' for k, v in best)} (IQM {float(iqm(np.array(scores[best]))):.1f})")
+    return dict(best)
+
+
+def work(jobs: Any, reports: Any, stop: Any) -> None:
+    """A worker process: takes jobs until there are none (or it is asked to stop), and reports how each went."""
+    # Ctrl-C reaches every process of the terminal; the parent alone decides, and asks through `stop`.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while not stop.is_set():
+        job = jobs.get()
+        if job is None:
+            return
+        try:
+            reports.put(("ended", job.key, run_job(job, reports.put, stop.is_set), ""))
+        except PglabError as error:
+            reports.put(("ended", job.key, "failed", str(error)))
+        except Exception:
+            reports.put(("ended", job.key, "failed", traceback.format_exc()))
+
+
+Ended = dict[str, tuple[str, str]]
+"""Key -> (`done`, `stopped` or `failed`, message)."""
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, progress: MultiProgress) -> Ended:
+    """Run all jobs, `workers` at a time."""
+    ended: Ended = {}
+
+    def report(message: tuple[Any, ...]) -> None:
+        kind, key, *rest = message
+        if kind == "progress":
+            step, total, value, rate = rest
+            progress.update(key, step, total, value, rate)
+        elif kind == "note":
+            progress.note(f"[{key}] {rest[0]}")
+        else:
+            ended[key] = (rest[0], rest[1])
+            if rest[0] == "failed":
+                progress.note(f"[{key}] failed: {rest[1].strip().splitlines()[-1]}")
+
+    if workers <= 1 or len(jobs) <= 1:
+        _one_by_one(jobs, report, ended)
+    else:
+        _side_by_side(jobs, workers, report, ended, progress)
+    for job in jobs:
+        ended.setdefault(job.key, ("stopped", ""))
+    return ended
+
+
+def _one_by_one(jobs: Sequence[Job], report: Report, ended: Ended) -> None:
+    for job in jobs:
+        try:
+            report(("ended", job.key, run_job(job, report), ""))
+        except PglabError as error:
+            report(("ended", job.key, "failed", str(error)))
+        if ended[job.key][0] == "stopped":
+            return
+
+
+def _side_by_side(jobs: Sequence[Job], workers: int, report: Report, ended: Ended, progress: MultiProgress) -> None:
+    from pglab.training import DeferredInterrupt
+
+    context = multiprocessing.get_context("spawn")
+    todo, reports, stop = context.Queue(), context.Queue(), context.Event()
+    for job in jobs:
+        todo.put(job)
+    count = min(workers, len(jobs))
+    processes = [context.Process(target=work, args=(todo, reports, stop), daemon=True) for _ in range(count)]
+    for _ in processes:
+        todo.put(None)
+    with DeferredInterrupt() as interrupt:
+        for process in processes:
+            process.start()
+        try:
+            while any(p.is_alive() for p in processes):
+                if interrupt.asked and not stop.is_set():
+                    stop.set()
+                    progress.note("Interrupted: the running variants save and stop (Ctrl-C again to give up).")
+                with contextlib.suppress(queue.Empty):
+                    report(reports.get(timeout=0.2))
+        except KeyboardInterrupt:
+            for process in processes:
+                process.kill()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                report(reports.get(timeout=0.05))
+    todo.cancel_join_thread()
+    for process in processes:
+        process.join()
+    if not interrupt.asked:
+        for job in jobs:
+            ended.setdefault(job.key, ("failed", "its worker process died before it came to an end"))
+
+
+@dataclass
+class Compared:
+    """What a comparison gives back."""
+
+    folder: Path
+    rows: list[Row]
+    """One per finished variant, in the file's order."""
+    failed: dict[str, str]
+    """Key -> message of variants that ended with an error."""
+    stopped: list[str]
+    """Keys of variants that were interrupted."""
+    comparison: ComparisonConfig
+
+    def results(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "name": self.comparison.name,
+            "threshold": self.comparison.threshold,
+            "rows": [asdict(row) for row in self.rows],
+            "failed": self.failed,
+            "stopped": self.stopped,
+        }
+
+
+def read_comparison(source: str | Path | dict[str, Any]) -> ComparisonConfig:
+    """A comparison from a mapping or a YAML file."""
+    if isinstance(source, dict):
+        return ComparisonConfig.read(source, "comparison")
+    return ComparisonConfig.read(read_yaml(Path(source)), str(source))
+
+
+def compare(
+    source: str | Path | dict[str, Any],
+    root: str | Path = "runs",
+    workers: int = 1,
+    overrides: Sequence[tuple[str, Any]] = (),
+    only: Sequence[str] = (),
+    tune: dict[str, list[float]] | None = None,
+    command: str | None = None,
+    plugins: Sequence[str] = (),
+    quiet: bool = False,
+) -> Compared:
+    """Train every variant of a comparison and write its table and figures.
+
+    Args:
+        source: a comparison file, or the mapping it holds.
+        root: folder in which a new folder `name-date-time` is made.
+        workers: processes that train at the same time (each with the config's number of threads).
+        overrides: (dotted path, value) laid on every variant.
+        only: names of variants or groups to keep; empty keeps all.
+        tune: field -> grid; every variant is trained on the whole grid with seeds of its own first, and reported on the
+            comparison's seeds with the best.
+        command: recorded in the folders.
+        plugins: plug-ins that the worker processes load.
+        quiet: print nothing.
+
+    Raises:
+        PglabError: for any mistake in the comparison, before anything is trained.
+    """
+    comparison = read_comparison(source)
+    variants = variants_of(comparison, list(overrides), list(only))
+    for path in tune or {}:
+        for variant in variants:
+            Config.read(override(variant.data, path, (tune or {})[path]), where=f"--tune {path}, variant {variant.key}")
+    said = command if command is not None else shlex.join(sys.argv)
+    folder = unique_run_path(root, comparison.name)
+    groups = {
+        name: {**group.model_dump(exclude={"base"}), "variants": {v.name: v.data for v in variants if v.group == name}}
+        for name, group in comparison.groups.items()
+    }
+    kept = {name: group for name, group in groups.items() if group["variants"]}
+    resolved = {**comparison.model_dump(), "groups": kept}
+    write_yaml(folder / "comparison.yaml", resolved)
+    jobs = [
+        Job(v.key, v.data, str(folder / v.group / v.name), said, list(plugins), tune=dict(tune or {})) for v in variants
+    ]
+    return _finish(folder, ComparisonConfig.read(resolved, "comparison"), variants, jobs, workers, quiet)
+
+
+def resume_comparison(folder: Path, workers: int = 1, quiet: bool = False, plugins: Sequence[str] = ()) -> Compared:
+    """Go on with the variants of a comparison folder that have not come to their end."""
+    comparison = read_comparison(folder / "comparison.yaml")
+    variants = variants_of(comparison, [], [])
+    jobs = []
+    for v in variants:
+        path = folder / v.group / v.name
+        if (path / "results.json").is_file():
+            continue
+        started = (path / "config.yaml").is_file() and any((path / "checkpoints").glob("*.pt"))
+        command = f"pglab resume {shlex.quote(str(folder))}"
+        if not started and path.is_dir():
+            RunFolder.discard(path)
+        jobs.append(Job(v.key, v.data, str(path), command, list(plugins), resume=started))
+    return _finish(folder, comparison, variants, jobs, workers, quiet)
+
+
+def _finish(
+    folder: Path, comparison: ComparisonConfig, variants: list[Variant], jobs: list[Job], workers: int, quiet: bool
+) -> Compared:
+    # The longest first, so that no worker is left alone with one at the end.
+    ordered = sorted(jobs, key=lambda job: -_work(Config.read(job.data)))
+    with MultiProgress(quiet=quiet) as progress:
+        ended = run_jobs(ordered, workers, progress)
+    rows, results = [], {}
+    for variant in variants:
+        path = folder / variant.group / variant.name
+        if (path / "results.json").is_file():
+            found = RunFolder.open(path).results()
+            assert found is not None
+            results[variant.key] = found
+            rows.append(summarise(variant, found, comparison.threshold))
+    failed = {key: message for key, (state, message) in ended.items() if state == "failed"}
+    stopped = [v.key for v in variants if v.key not in results and v.key not in failed]
+    compared = Compared(folder, rows, failed, stopped, comparison)
+    write_json(folder / "results.json", compared.results())
+    if rows:
+        write_text(folder / "table.md", markdown(compared))
+        figures(compared, variants, results)
+    return compared
+
+
+def _work(config: Config) -> float:
+    """Roughly how long a variant takes, for ordering."""
+    return config.total_steps * (10.0 if isinstance(config.agent, ActorCriticConfig) else 1.0)
+
+
+def markdown(compared: Compared) -> str:
+    """The tables, one per group, as Markdown."""
+    from pglab.lab.tables import markdown_table
+
+    parts = []
+    for name, group in compared.comparison.groups.items():
+        rows = [row for row in compared.rows if row.group == name]
+        if rows:
+            parts.append(f"**{group.title or name}**\n\n{markdown_table([cells(r) for r in rows], columns_of(rows))}")
+    return "\n".join([*parts, f"{CAPTION}\n"])
+
+
+def figures(compared: Compared, variants: Sequence[Variant], results: dict[str, dict[str, Any]]) -> None:
+    """Write `learning_curves.png` and, where noise was measured, `gradient_variance.png` into the folder."""
+    from pglab.lab.figures import gradient_variance, learning_curves
+
+    curves: dict[str, dict[str, Any]] = {}
+    noise: dict[str, dict[str, Any]] = {}
+    for v in variants:
+        if v.key not in results:
+            continue
+        title = compared.comparison.groups[v.group].title or v.group
+        curves.setdefault(title, {})[v.name] = curve_of(results[v.key])
+        records = [{"stage": m["stage"], "step": m["step"], **pooled_nsr(m)} for m in results[v.key]["measurements"]]
+        if records:
+            noise.setdefault(title, {})[v.name] = records
+    learning_curves(curves, compared.folder / "learning_curves.png", compared.comparison.threshold)
+    if noise:
+        gradient_variance(noise, compared.folder / "gradient_variance.png")
+
+
+def default_workers() -> int:
+    """As many processes as there are cores to run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
