@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, f
 import pglab.baselines
 import pglab.estimators  # noqa: F401  (registers the names)
 from pglab.baselines import BASELINES, Baseline
-from pglab.errors import PglabError
+from pglab.errors import PglabError, unknown
 from pglab.estimators import ESTIMATORS, Estimator
 from pglab.networks import Activation
 from pglab.optimizers import OptimizerConfig
@@ -169,7 +169,22 @@ class ActorCriticConfig(Strict):
     """None: the policy's."""
 
 
-AgentField = Annotated[OnPolicyConfig | ActorCriticConfig, Field(discriminator="name")]
+
+
+def _named_agent(value: Any) -> Any:
+    """A name alone, or settings without a name (then on_policy), as a mapping with a name."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, dict):
+        value = {"name": "on_policy", **value}
+        if value["name"] not in ("on_policy", "actor_critic"):
+            raise ValueError(str(unknown("agent", value["name"], ("on_policy", "actor_critic"))))
+    return value
+
+
+AgentField = Annotated[
+    OnPolicyConfig | ActorCriticConfig, Field(discriminator="name"), BeforeValidator(_named_agent)
+]
 
 
 class EvaluationConfig(Strict):
@@ -316,13 +331,13 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
-        if isinstance(old, str) and isinstance(value, dict) and "name" not in value and key in NAMED:
+        if isinstance(old, str) and isinstance(value, dict) and key in NAMED:
             old = {"name": old}
         renamed = isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
         if isinstance(old, dict) and isinstance(value, dict) and not renamed:
             out[key] = merge(old, value)
         elif key in NAMED and isinstance(value, str) and isinstance(old, dict) and old.get("name") == value:
-            continue
+            continue  # the same part by its name alone keeps its options
         else:
             out[key] = value
     return out
@@ -337,6 +352,4 @@ def override(data: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     nested: Any = value
     for key in reversed(keys):
         nested = {key: nested}
-    if len(keys) == 1 and keys[0] == "agent" and isinstance(value, str):
-        nested = {"agent": {"name": value}}
     return merge(data, nested)

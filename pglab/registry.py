@@ -50,8 +50,8 @@ P = TypeVar("P", bound=Part)
 class Registry(Generic[P]):
     """Registered classes of one kind, by name."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, default: str) -> None:
+        self.kind, self.default = kind, default
         self._classes: dict[str, type[P]] = {}
 
     def register(self, name: str) -> Callable[[type[P]], type[P]]:
@@ -77,14 +77,16 @@ class Registry(Generic[P]):
         return self._classes[name]
 
     def build(self, value: Any) -> P:
-        """A part from a name, from a mapping with `name` and options, or the part itself. Raises ValueError (PglabError
+        """A part from a name, from a mapping with options and `name` (else the default), or the part itself. Raises ValueError (PglabError
         for an unknown name is turned into one) so that it can serve as a pydantic validator."""
         if isinstance(value, Part):
             return value  # type: ignore[return-value]
         if isinstance(value, str):
             value = {"name": value}
-        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise ValueError(f"a {self.kind} is a name or a mapping with 'name', not {value!r}")
+        if isinstance(value, Mapping) and "name" not in value:
+            value = {"name": self.default, **value}
+        if not isinstance(value, Mapping) or not isinstance(value["name"], str):
+            raise ValueError(f"the {self.kind} must be a name, or a mapping with 'name', not {value!r}")
         options = {k: v for k, v in value.items() if k != "name"}
         try:
             return self.get(value["name"])(**options)

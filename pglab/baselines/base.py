@@ -65,5 +65,5 @@ class Baseline(Part):
         return state, {}
 
 
-BASELINES: Registry[Baseline] = Registry("baseline")
+BASELINES: Registry[Baseline] = Registry("baseline", default="none")
 register_baseline = BASELINES.register

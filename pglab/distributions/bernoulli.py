@@ -43,7 +43,7 @@ class Bernoulli(Distribution):
             return (self.logits + torch.logit(noise) > 0).to(self.logits.dtype)
 
     def log_prob(self, action: Tensor, noise: Tensor | None = None) -> Tensor:
-        return action * self.logits - F.softplus(self.logits)  # [..., D]
+        return action.detach() * self.logits - F.softplus(self.logits)  # [..., D]
 
     def noise_given(self, action: Tensor, fresh: Tensor) -> Tensor:
         """u uniform on (1 - p, 1) given 1, on (0, 1 - p) given 0 (Tucker et al. 2017, section 3)."""

@@ -41,29 +41,29 @@ class Categorical(Distribution):
 
     def log_probs(self) -> Tensor:
         """Log-probability of every category, `[..., D, K]`; a very negative finite number where masked."""
-        return torch.log_softmax(self._masked_logits(), dim=-1)
+        return torch.log_softmax(self._masked(self.logits), dim=-1)
 
     def probs(self) -> Tensor:
         """Probability of every category, `[..., D, K]`; exactly 0 where masked."""
-        return torch.softmax(self._masked_logits(), dim=-1)
+        return torch.softmax(self._masked(self.logits), dim=-1)
 
-    def _masked_logits(self) -> Tensor:
+    def _masked(self, x: Tensor) -> Tensor:
         if self.mask is None:
-            return self.logits
+            return x
         # A finite floor: exp(floor - max) is exactly 0 and 0 * floor is 0, where 0 * -inf would be NaN.
-        floor = torch.finfo(self.logits.dtype).min / 4
-        return torch.where(self.mask, self.logits, floor)
+        floor = torch.finfo(x.dtype).min / 4
+        return torch.where(self.mask, x, floor)
 
     def rsample(self, noise: Tensor) -> Tensor:
         raise PglabError("Categorical draws have no gradient: use `relax`, a straight-through or a score-function estimator.")
 
     def sample(self, noise: Tensor) -> Tensor:
         with torch.no_grad():
-            index = (self._masked_logits() - noise.log()).argmax(dim=-1, keepdim=True)  # [..., D, 1]
+            index = self._masked(self.logits - noise.log()).argmax(dim=-1, keepdim=True)  # [..., D, 1]
             return torch.zeros_like(self.logits).scatter_(-1, index, 1.0)  # [..., D, K]
 
     def log_prob(self, action: Tensor, noise: Tensor | None = None) -> Tensor:
-        return (self.log_probs() * action).sum(-1)  # [..., D]
+        return (self.log_probs() * action.detach()).sum(-1)  # [..., D]
 
     def noise_given(self, action: Tensor, fresh: Tensor) -> Tensor:
         """min_k E_k / p_k is Exp(1) whatever wins, so E_b = p_b e_b and the losers E_j = e_j + p_j e_b.
@@ -76,7 +76,8 @@ class Categorical(Distribution):
 
     def relax(self, noise: Tensor, temperature: Tensor | float) -> Tensor:
         """softmax((logits - log E) / temperature) (Jang et al. 2017; Maddison et al. 2017); argmax equals `sample(noise)`."""
-        return torch.softmax((self._masked_logits() - noise.log()) / temperature, dim=-1)
+        # Masked after the division, which would carry the floor to -inf and its gradient at the temperature to NaN.
+        return torch.softmax(self._masked((self.logits - noise.log()) / temperature), dim=-1)
 
     def entropy(self) -> Tensor:
         log_p = self.log_probs()
@@ -84,7 +85,7 @@ class Categorical(Distribution):
         return -(p * log_p).sum(-1)  # [..., D]; a masked category adds 0 * finite
 
     def mode(self) -> Tensor:
-        index = self._masked_logits().argmax(dim=-1, keepdim=True)
+        index = self._masked(self.logits).argmax(dim=-1, keepdim=True)
         return torch.zeros_like(self.logits).scatter_(-1, index, 1.0)
 
     def enumerate(self) -> Tensor:

@@ -45,7 +45,7 @@ class Gaussian(Distribution):
             z = (action.detach() - self.mean) * inverse
         else:
             # The value is the noise; the gradient is that of (constant action - mean) / std.
-            z = (noise * self.log_std.detach().exp() + (self.mean.detach() - self.mean)) * inverse
+            z = (noise.detach() * self.log_std.detach().exp() + (self.mean.detach() - self.mean)) * inverse
         return -0.5 * z * z - self.log_std - HALF_LOG_2PI  # [..., D]
 
     def noise_given(self, action: Tensor, fresh: Tensor) -> Tensor:

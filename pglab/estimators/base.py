@@ -90,5 +90,5 @@ def over_event(value: Any, distribution: Distribution) -> Any:
     return value
 
 
-ESTIMATORS: Registry[Estimator] = Registry("estimator")
+ESTIMATORS: Registry[Estimator] = Registry("estimator", default="score_function")
 register_estimator = ESTIMATORS.register
