@@ -37,7 +37,9 @@ def export(agent: Agent, config: Config, path: Path) -> None:
     _write(path, tensors, config, members, agent.policy.family)
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], config: Config, members: list[dict[str, Any]], family: str) -> None:
+def _write(
+    path: Path, tensors: Mapping[str, Tensor], config: Config, members: list[dict[str, Any]], family: str
+) -> None:
     from safetensors.torch import save
 
     header = {
@@ -102,7 +104,9 @@ class LoadedAgent:
             else:
                 shape = tuple(distribution.noise_shape[1:])
                 noise = self._noise.apart(Purpose.EVALUATION, 1)
-                action = distribution.sample(noise.of_kind(distribution.noise_kind, Purpose.ACTION, (self._calls,), shape))
+                action = distribution.sample(
+                    noise.of_kind(distribution.noise_kind, Purpose.ACTION, (self._calls,), shape)
+                )
                 self._calls += 1
             encoded = self.policy.present(distribution.executed(action))[0]
         actions = to_env_actions(self._spec, encoded)

@@ -54,7 +54,9 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
         )
     if baseline.name != "none" and not estimator.uses_baseline:
         users = ", ".join(n for n in ESTIMATORS.names() if ESTIMATORS.get(n).uses_baseline)
-        raise PglabError(f"Estimator {estimator.name!r} uses no baseline, but {baseline.name!r} is set: choose none, or {users}.")
+        raise PglabError(
+            f"Estimator {estimator.name!r} uses no baseline, but {baseline.name!r} is set: choose none, or {users}."
+        )
     scale = config.preprocessing.observation_scale
     if scale is not None and len(scale) != spec.observation_size:
         raise PglabError(

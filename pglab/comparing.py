@@ -19,7 +19,18 @@ import numpy as np
 
 from pglab.config import ActorCriticConfig, Config, override, read_yaml
 from pglab.errors import PglabError
-from pglab.lab.comparison import CAPTION, ComparisonConfig, Row, Variant, cells, columns_of, curve_of, pooled_nsr, summarise, variants_of
+from pglab.lab.comparison import (
+    CAPTION,
+    ComparisonConfig,
+    Row,
+    Variant,
+    cells,
+    columns_of,
+    curve_of,
+    pooled_nsr,
+    summarise,
+    variants_of,
+)
 from pglab.lab.statistics import iqm
 from pglab.tracking import RunFolder, unique_run_path
 from pglab.tracking.files import write_json, write_text, write_yaml

@@ -169,8 +169,6 @@ class ActorCriticConfig(Strict):
     """None: the policy's."""
 
 
-
-
 def _named_agent(value: Any) -> Any:
     """A name alone, or settings without a name (then on_policy), as a mapping with a name."""
     if isinstance(value, str):
@@ -182,9 +180,7 @@ def _named_agent(value: Any) -> Any:
     return value
 
 
-AgentField = Annotated[
-    OnPolicyConfig | ActorCriticConfig, Field(discriminator="name"), BeforeValidator(_named_agent)
-]
+AgentField = Annotated[OnPolicyConfig | ActorCriticConfig, Field(discriminator="name"), BeforeValidator(_named_agent)]
 
 
 class EvaluationConfig(Strict):
@@ -333,7 +329,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         old = out.get(key)
         if isinstance(old, str) and isinstance(value, dict) and key in NAMED:
             old = {"name": old}
-        renamed = isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        renamed = (
+            isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        )
         if isinstance(old, dict) and isinstance(value, dict) and not renamed:
             out[key] = merge(old, value)
         elif key in NAMED and isinstance(value, str) and isinstance(old, dict) and old.get("name") == value:

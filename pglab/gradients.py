@@ -33,6 +33,12 @@ def check_shapes(distribution: Distribution, draw: Draw, signal: Signal) -> None
             raise PglabError(f"{name} has shape {list(tensor.shape)}; the distribution's rows want {allowed}.")
         if tensor is not None and not tensor.is_floating_point():
             raise PglabError(f"{name} has dtype {tensor.dtype}; a floating-point tensor is wanted.")
+    for name in distribution.parameters:
+        if getattr(distribution, name).shape != distribution.noise_shape:
+            raise PglabError(
+                f"{type(distribution).__name__}.{name} has shape {list(getattr(distribution, name).shape)}; the rows want "
+                f"{[*rows, *event]}: expand it."
+            )
 
 
 def check_needs(estimator: Estimator, signal: Signal) -> None:
@@ -80,6 +86,10 @@ def cotangents(
         objective = value
         if entropy_weight is not None:
             objective = value + entropy_weight * entropy(leaf, entropy_noise)
+            if objective.shape != value.shape:
+                raise PglabError(
+                    f"The weighted entropy has shape {list(objective.shape)}; rows are {list(value.shape)}."
+                )
         found = torch.autograd.grad(objective.sum(), parameters, allow_unused=True)
     grads = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
     return grads, value.detach()
@@ -100,10 +110,12 @@ def push(parameters: Parameters, distribution: Distribution, grads: list[Tensor]
 
     `weight` `[*rows]` holds everything a row is multiplied by: its mask, gamma^t, and one over the number of rows.
     """
+    if weight.shape != distribution.batch_shape:
+        raise PglabError(f"weight has shape {list(weight.shape)}; rows are {list(distribution.batch_shape)}.")
     heads, seeds = [], []
     for name, grad in zip(distribution.parameters, grads, strict=True):
         head = getattr(distribution, name)
         if head.requires_grad:
             heads.append(head)
-            seeds.append(grad * -weight.reshape(*weight.shape, *([1] * (grad.ndim - weight.ndim))))
+            seeds.append(grad * -weight.reshape(*weight.shape, *([1] * distribution.event_ndim)))
     parameters.backward(heads, seeds)

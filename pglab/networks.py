@@ -31,7 +31,9 @@ class Parameters:
     the network's graph; `backward` writes the gradient of all of them into `grad` `[P, C * n]`.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], flat: Tensor, copies: int = 1, trainable: bool = True) -> None:
+    def __init__(
+        self, shapes: dict[str, tuple[int, ...]], flat: Tensor, copies: int = 1, trainable: bool = True
+    ) -> None:
         self.shapes, self.flat, self.copies, self.trainable = shapes, flat, copies, trainable
         self.size = sum(math.prod(shape) for shape in shapes.values())
         self.grad = torch.zeros_like(flat) if trainable else None

@@ -119,9 +119,7 @@ class Noise:
 
         return self._block(draw, purpose, counter, shape, axis)
 
-    def integers(
-        self, purpose: Purpose, counter: Counter, shape: tuple[int, ...], high: int, axis: int = 0
-    ) -> Tensor:
+    def integers(self, purpose: Purpose, counter: Counter, shape: tuple[int, ...], high: int, axis: int = 0) -> Tensor:
         """Integers of [0, high), int64."""
         return self._block(lambda g, s: g.integers(high, size=s), purpose, counter, shape, axis)
 

@@ -53,7 +53,9 @@ class PolicyConfig(Strict):
 class Policy:
     """The policy of a population: pure functions of its `Parameters`."""
 
-    def __init__(self, config: PolicyConfig, observation_size: int, action: ActionSpec, default_continuous: str) -> None:
+    def __init__(
+        self, config: PolicyConfig, observation_size: int, action: ActionSpec, default_continuous: str
+    ) -> None:
         self.config, self.action = config, action
         family = config.distribution
         if family == "auto":

@@ -35,7 +35,9 @@ def merge_moments(
 class Preprocessor:
     """Scales observations and rewards for a population; `state` is a tree of tensors with the member axis first."""
 
-    def __init__(self, config: PreprocessingConfig, members: int, envs: int, observation_size: int, device: torch.device):
+    def __init__(
+        self, config: PreprocessingConfig, members: int, envs: int, observation_size: int, device: torch.device
+    ):
         self.config = config
         self.scale = None if config.observation_scale is None else torch.tensor(config.observation_scale, device=device)
         self.state: dict[str, Any] = {}
@@ -78,10 +80,15 @@ class Preprocessor:
             s["mean"], s["var"], s["count"] = merge_moments(s["mean"], s["var"], s["count"], x, w, (0, 2))
         if "returns" in self.state:
             s = self.state["returns"]
-            running, seen = s["running"], []
+            # More columns than environments are waves of whole episodes side by side: each starts, and ends, at 0.
+            waves = reward.shape[2] != s["running"].shape[1]
+            running, seen = torch.zeros_like(reward[0]) if waves else s["running"], []
             for t in range(len(reward)):
                 running = running * discount + reward[t]
                 seen.append(running)
                 running = running * ~ended[t]
-            s["running"] = running
-            s["mean"], s["var"], s["count"] = merge_moments(s["mean"], s["var"], s["count"], torch.stack(seen), valid, (0, 2))
+            if not waves:
+                s["running"] = running
+            s["mean"], s["var"], s["count"] = merge_moments(
+                s["mean"], s["var"], s["count"], torch.stack(seen), valid, (0, 2)
+            )

@@ -29,7 +29,9 @@ class Transitions:
 class Replay:
     """A ring of `capacity` transitions per member. `count` is how many were ever added (per member)."""
 
-    def __init__(self, members: int, capacity: int, observation: int, action: int, masked: bool, device: torch.device) -> None:
+    def __init__(
+        self, members: int, capacity: int, observation: int, action: int, masked: bool, device: torch.device
+    ) -> None:
         self.widths = [observation, action, 1, 1, observation, 1] + ([action, action] if masked else [])
         self.capacity = capacity
         self.data = torch.zeros(members, capacity, sum(self.widths), device=device)  # [P, C, F]
@@ -71,7 +73,13 @@ class Replay:
         found = self.data.view(-1, self.data.shape[-1])[row + self._offset]  # [P, B, F]
         obs, action, reward, terminated, final_obs, valid, *masks = found.split(self.widths, dim=-1)
         return Transitions(
-            obs, action, reward.squeeze(-1), terminated.squeeze(-1), final_obs, valid.squeeze(-1), *(masks or (None, None))
+            obs,
+            action,
+            reward.squeeze(-1),
+            terminated.squeeze(-1),
+            final_obs,
+            valid.squeeze(-1),
+            *(masks or (None, None)),
         )
 
     def state(self) -> dict[str, Any]:

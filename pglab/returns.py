@@ -12,7 +12,7 @@ from torch import Tensor
 
 def monte_carlo(r_t: Tensor, ended_t: Tensor, discount: Tensor | float) -> Tensor:
     """Discounted reward-to-go `[T, ...]`, ended where `ended_t` (bool) is True and at the end of the block."""
-    go_on = ~ended_t * discount  # [T, ...]
+    go_on = (~ended_t).to(r_t.dtype) * discount  # [T, ...]
     g = torch.zeros_like(r_t[0])
     out = []
     for t in range(len(r_t) - 1, -1, -1):
@@ -35,8 +35,8 @@ def gae(
     A terminated transition has no future; a truncated one is bootstrapped with `v_tp1`; the recursion stops at both.
     Adding `v_t` gives lambda-returns (Sutton & Barto 2018, eq. 12.2); with lam = 1, bootstrapped Monte-Carlo returns.
     """
-    delta = r_t + ~terminated_t * discount * v_tp1 - v_t  # [T, ...]
-    decay = ~ended_t * (discount * lam)
+    delta = r_t + (~terminated_t).to(r_t.dtype) * discount * v_tp1 - v_t  # [T, ...]
+    decay = (~ended_t).to(r_t.dtype) * (discount * lam)
     a = torch.zeros_like(r_t[0])
     out = []
     for t in range(len(r_t) - 1, -1, -1):
@@ -51,7 +51,7 @@ def n_step(
     """n-step returns `[T, ...]` (Sutton & Barto 2018, eq. 7.1): n rewards, then V; fewer where the episode or the block
     ends sooner."""
     steps = len(r_t)
-    live = ~terminated_t * discount  # factor of what follows a transition
+    live = (~terminated_t).to(r_t.dtype) * discount  # factor of what follows a transition
     g = r_t + live * v_tp1  # one step, bootstrapped
     for _ in range(min(n, steps) - 1):
         longer = r_t + live * torch.cat([g[1:], v_tp1[-1:]])  # [T, ...]

@@ -6,7 +6,8 @@ Letters: T time, P population, N environments (columns), O observation, D factor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,26 +42,29 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.reward)
 
+    def map(self, change: Callable[[str, Tensor], Tensor]) -> Rollout:
+        """Every tensor changed by `change(name, tensor)`; an absent action mask stays absent."""
+        named = {f.name: getattr(self, f.name) for f in fields(Rollout)}
+        changed: Any = {name: None if x is None else change(name, x) for name, x in named.items()}
+        return Rollout(**changed)
+
+    @staticmethod
+    def after_another(parts: list[Rollout]) -> Rollout:
+        """Blocks of the same environments, joined in time."""
+        return parts[0].map(lambda name, _: torch.cat([getattr(p, name) for p in parts]))
+
     @staticmethod
     def beside(parts: list[Rollout]) -> Rollout:
         """Several rollouts as columns of one, padded in time with rows that are not valid."""
-        if len(parts) == 1:
-            return parts[0]
         steps = max(len(p) for p in parts)
-        joined = {}
-        for f in fields(Rollout):
-            tensors = [getattr(p, f.name) for p in parts]
-            if tensors[0] is None:
-                joined[f.name] = None
-                continue
-            # The last row is repeated, not zeros: contents stay finite and masks stay non-empty.
-            padded = [torch.cat([x, x[-1:].expand(steps - len(x), *x.shape[1:])]) for x in tensors]
-            if f.name in ("reward", "valid"):
-                padded = [p.clone() for p in padded]
-                for p, x in zip(padded, tensors, strict=True):
-                    p[len(x) :] = 0
-            joined[f.name] = torch.cat(padded, dim=2)
-        return Rollout(**joined)
+
+        def padded(name: str, x: Tensor) -> Tensor:
+            missing = steps - len(x)
+            # Contents are repeated, not zeroed: they stay finite and masks stay non-empty.
+            filling = torch.zeros_like(x[-1:]) if name in ("reward", "valid") else x[-1:]
+            return torch.cat([x, filling.expand(missing, *x.shape[1:])]) if missing else x
+
+        return parts[0].map(lambda name, _: torch.cat([padded(name, getattr(p, name)) for p in parts], dim=2))
 
 
 @dataclass
@@ -73,10 +77,14 @@ class Position:
 
     @classmethod
     def start(cls, reset: Reset) -> Position:
-        return cls(reset.obs, torch.zeros(reset.obs.shape[:2], dtype=torch.int64, device=reset.obs.device), reset.action_mask)
+        return cls(
+            reset.obs, torch.zeros(reset.obs.shape[:2], dtype=torch.int64, device=reset.obs.device), reset.action_mask
+        )
 
 
-def block_noise(env: Environment, noise: Noise, counter: Counter, steps: int, event: Event) -> tuple[Tensor, Tensor | None]:
+def block_noise(
+    env: Environment, noise: Noise, counter: Counter, steps: int, event: Event
+) -> tuple[Tensor, Tensor | None]:
     """The noise of a block: the actions' `[T, P, N, *event]`, and the resets' where the environment wants it."""
     (kind, shape), size = event, env.spec.reset_noise_size
     actions = noise.of_kind(kind, Purpose.ACTION, counter, (steps, env.num_envs, *shape), axis=1)
@@ -112,7 +120,9 @@ def block(
             # A row that only reset itself is no step of the new episode.
             time = (time + step.valid) * ~ended
     # Stacked outside of inference mode: the copies are ordinary tensors, which a backward pass may save.
-    o, a, reward, terminated, ended_all, final, valid, times = (torch.stack(column) for column in zip(*rows, strict=True))
+    o, a, reward, terminated, ended_all, final, valid, times = (
+        torch.stack(column) for column in zip(*rows, strict=True)
+    )
     reward = torch.where(valid, reward, 0.0)
     rollout = Rollout(
         o, a, action_noise, reward, terminated, ended_all, final, valid, times, torch.stack(masks) if masks else None
@@ -145,7 +155,7 @@ def whole_episodes(
         part, position = block(env, act, present, position, *drawn)
         survived = (~part.ended).cumprod(0).bool()  # [T, P, N]: no end up to and including t
         before = torch.cat([alive.unsqueeze(0), survived[:-1] & alive])  # [T, P, N]: still in its first episode
-        part = Rollout(**{f.name: getattr(part, f.name) for f in fields(Rollout)} | {"valid": part.valid & before})
+        part = replace(part, valid=part.valid & before)
         alive = survived[-1] & alive
         parts.append(part)
         played += steps
@@ -156,15 +166,10 @@ def whole_episodes(
                 f"{env.spec.id}: an episode has lasted over 1,000,000 steps and the environment has no time limit: "
                 "set env.max_episode_steps, or collect by steps."
             )
-    joined = {
-        f.name: None if getattr(parts[0], f.name) is None else torch.cat([getattr(p, f.name) for p in parts])
-        for f in fields(Rollout)
-    }
-    whole = Rollout(**joined)
+    whole = Rollout.after_another(parts)
     longest = int(whole.valid.any(2).any(1).sum())  # rows past the longest episode say nothing
-    cut = {f.name: None if getattr(whole, f.name) is None else getattr(whole, f.name)[:longest] for f in fields(Rollout)}
-    cut["reward"] = torch.where(cut["valid"], cut["reward"], 0.0)
-    return Rollout(**cut)
+    whole = whole.map(lambda _, x: x[:longest])
+    return replace(whole, reward=torch.where(whole.valid, whole.reward, 0.0))
 
 
 def episode_sums(rollout: Rollout, running: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from pglab.registry import Strict
 
@@ -69,5 +69,5 @@ def _unlist(value: list[Schedule]) -> Any:
     return plain[0] if len(plain) == 1 else plain
 
 
-Swept = Annotated[list[Scheduled], BeforeValidator(_as_list), PlainSerializer(_unlist)]
+Swept = Annotated[list[Scheduled], Field(min_length=1), BeforeValidator(_as_list), PlainSerializer(_unlist)]
 """A field that takes one `Scheduled`, or a list of them: then each is trained as a member of the same population."""

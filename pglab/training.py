@@ -32,7 +32,8 @@ STAGES = {0.0: "start", 0.5: "middle", 1.0: "end"}
 
 @dataclass(frozen=True)
 class Watcher:
-    """What the loop calls for whoever looks on: `progress(step, total, return, steps per second)`, `note(text)`;
+    """What the loop calls for whoever looks on: `progress(step, total, return, steps per second)` (steps of all members
+    together), `note(text)`;
     and asks: `stop()`, True to stop as after Ctrl-C."""
 
     progress: Callable[[int, int, float | None, float | None], None] = lambda *_: None
@@ -140,7 +141,15 @@ class Trainer:
         """The config's environment for so many members."""
         e = self.config.env
         return make_environment(
-            e.id, members, num_envs, e.backend, e.vectorization, e.autoreset_mode, e.kwargs, e.max_episode_steps, self.device
+            e.id,
+            members,
+            num_envs,
+            e.backend,
+            e.vectorization,
+            e.autoreset_mode,
+            e.kwargs,
+            e.max_episode_steps,
+            self.device,
         )
 
     @staticmethod
@@ -279,11 +288,13 @@ class Trainer:
 
     def _count(self, rollout: Any) -> None:
         self.steps += rollout.valid.sum((0, 2)).cpu().numpy()
-        total, length, count, running = episode_sums(rollout, self.running)
-        if isinstance(self.agent, OnPolicyAgent) and self.agent.settings.collect == "episodes":
-            running = torch.zeros_like(self.running)
+        whole = isinstance(self.agent, OnPolicyAgent) and self.agent.settings.collect == "episodes"
+        # Whole episodes start and end within the batch, in one column for each of an environment's episodes.
+        running = torch.zeros_like(rollout.reward[0]) if whole else self.running
+        total, length, count, running = episode_sums(rollout, running)
+        if not whole:
+            self.running = running
         self.finished_sum += torch.stack([total, length, count])
-        self.running = running
 
     def _after_update(self, metrics: dict[str, Any]) -> None:
         at = int(self.steps.min())
@@ -317,9 +328,15 @@ class Trainer:
             self.tracker.log(step, values)
         recent = values["charts/episodic_return"]
         shown = float(iqm(recent[~np.isnan(recent)])) if (~np.isnan(recent)).any() else None
-        self.watcher.progress(min(step, self.config.total_steps), self.config.total_steps, shown, rate)
+        self._show(shown, rate)
         self.finished_sum.zero_()
         self.logged += 1
+
+    def _show(self, value: float | None, rate: float | None) -> None:
+        """Tell the watcher where all members together are."""
+        total = self.config.total_steps
+        done = int(np.minimum(self.steps, total).sum())
+        self.watcher.progress(done, total * len(self.population), value, rate)
 
     _warned = False
 
@@ -352,9 +369,7 @@ class Trainer:
             if self.tracker is not None:
                 means = {"eval/return": returns.mean(1), "eval/length": lengths.mean(1)}
                 self.tracker.log(int(self.steps.mean()), means)
-            self.watcher.progress(
-                min(int(self.steps.mean()), c.total_steps), c.total_steps, float(iqm(returns.mean(1))), None
-            )
+            self._show(float(iqm(returns.mean(1))), None)
             self.seconds["evaluation"] += time.perf_counter() - began
         m = c.measurement
         while len(self.measurements) < len(m.at):
@@ -366,10 +381,15 @@ class Trainer:
                 self.agent, lambda p: self.environment(p, c.env.num_envs), m.replicates, len(self.measurements)
             )
             stage = STAGES.get(fraction, f"{fraction:g}")
-            self.measurements.append({"stage": stage, "step": int(self.steps.mean()), "replicates": m.replicates, **found})
+            self.measurements.append(
+                {"stage": stage, "step": int(self.steps.mean()), "replicates": m.replicates, **found}
+            )
             if self.tracker is not None:
                 values = {f"gradient/{name}": np.array(value) for name, value in found.items()}
-                values["gradient/nsr_low"], values["gradient/nsr_high"] = values.pop("gradient/low"), values.pop("gradient/high")
+                values["gradient/nsr_low"], values["gradient/nsr_high"] = (
+                    values.pop("gradient/low"),
+                    values.pop("gradient/high"),
+                )
                 self.tracker.log(int(self.steps.mean()), values)
             self.seconds["measurement"] += time.perf_counter() - began
 

@@ -28,7 +28,7 @@ def wrong(x: torch.Tensor, rows: int) -> dict[str, torch.Tensor]:
         "one axis less": x[0],
         "leading axis": x.unsqueeze(0),
         "length 1": x[:1],
-        "column": x.reshape(*x.shape[:rows], *[1] * (x.ndim - rows), 1),
+        "axis after the rows": x.unsqueeze(rows),
         "number": x.sum(),
     }
     return {k: v for k, v in found.items() if v.shape != x.shape}
@@ -179,9 +179,7 @@ def test_the_cut_gives_the_gradient_of_the_mean_surrogate_through_the_network(na
     _, parameters, d = network(family, rows)
     estimator, _, _, _, state = case(name, family, rows)
     noise = noise_of(d.noise_kind, tuple(d.noise_shape), 2)
-    extra = {
-        k: noise_of(kind, (*rows, *shape), 70) for k, (kind, shape) in estimator.extra_noise(d).items()
-    }
+    extra = {k: noise_of(kind, (*rows, *shape), 70) for k, (kind, shape) in estimator.extra_noise(d).items()}
     draw, critic = Draw(d.sample(noise), noise, extra), Quadratic(d)
     value = critic(d.executed(draw.action))
     signal = Signal(value, normal(*rows) if estimator.uses_baseline else None, critic)
@@ -214,7 +212,7 @@ def entropy_part(family: str, weight, rows=(2, 3, 4), **options):
 
 
 def test_entropy_term_is_the_weighted_closed_form_gradient():
-    w = torch.tensor([[0.1], [0.5], [2.0]]).double()  # [P, 1]
+    w = torch.tensor([[0.1], [0.5], [2.0]], dtype=torch.float64)  # [P, 1]
     d, (found,) = entropy_part("categorical", w)
     p, log_p = d.probs(), d.log_probs()
     h = -(p * log_p).sum(-1, keepdim=True)
@@ -271,6 +269,8 @@ def test_a_masked_category_gets_no_gradient_from_any_estimator():
 def test_the_estimators_see_leaves_and_the_policy_gets_no_gradient_behind_them():
     logits = torch.zeros(4, 2).double().requires_grad_()
     d = Bernoulli(logits * 2)
-    (found,), _ = cotangents(ESTIMATORS.get("score_function")(), d, Draw(torch.ones(4, 2).double()), Signal(torch.ones(4)))
+    (found,), _ = cotangents(
+        ESTIMATORS.get("score_function")(), d, Draw(torch.ones(4, 2).double()), Signal(torch.ones(4))
+    )
     assert logits.grad is None
-    torch.testing.assert_close(found, torch.full((4, 2), 0.5).double())
+    torch.testing.assert_close(found, torch.full((4, 2), 0.5, dtype=torch.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -34,7 +35,9 @@ STEPS: dict[str, Any] = {
     "evaluation": {"every": 400, "episodes": 2, "final_episodes": 2},
     "checkpoint": {"every": 320, "keep": 10},
 }
-EPISODES = merge(STEPS, {"agent": {"collect": "episodes", "returns": {"name": "monte_carlo"}}, "baseline": "leave_one_out"})
+EPISODES = merge(
+    STEPS, {"agent": {"collect": "episodes", "returns": {"name": "monte_carlo"}}, "baseline": "leave_one_out"}
+)
 EPOCHS = merge(STEPS, {"agent": {"epochs": 2, "minibatches": 2, "normalize_advantages": True}})
 REPLAY: dict[str, Any] = merge(
     {k: v for k, v in STEPS.items() if k not in ("agent", "baseline")},
@@ -129,7 +132,9 @@ def killed_after(config: dict[str, Any], folder: Path, checkpoints: int) -> None
     [
         pytest.param(STEPS, id="steps-torch"),
         pytest.param(merge(STEPS, GYM), id="steps-gymnasium"),
-        pytest.param(merge(merge(STEPS, GYM), {"env": {"autoreset_mode": "next_step"}}), id="steps-gymnasium-next_step"),
+        pytest.param(
+            merge(merge(STEPS, GYM), {"env": {"autoreset_mode": "next_step"}}), id="steps-gymnasium-next_step"
+        ),
         pytest.param(EPISODES, id="episodes-torch"),
         pytest.param(merge(EPISODES, GYM), id="episodes-gymnasium"),
         pytest.param(EPOCHS, id="epochs"),
@@ -343,5 +348,5 @@ def test_replay_segments_are_append_only_and_the_ones_no_checkpoint_needs_are_dr
     present = {p.name for p in folder.glob("*.safetensors")}
     assert present == needed
     ranges = sorted(tuple(map(int, checkpoint.SEGMENT.match(n).groups())) for n in present)  # type: ignore[union-attr]
-    for (_, stop), (start, _) in zip(ranges, ranges[1:], strict=False):
+    for (_, stop), (start, _) in itertools.pairwise(ranges):
         assert stop == start

@@ -57,7 +57,7 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     single_observation_space: spaces.Box
     single_action_space: spaces.Discrete | spaces.Box
 
-    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(
         self,

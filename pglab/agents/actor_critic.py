@@ -210,7 +210,11 @@ class ActorCriticAgent(Agent):
             return torch.lerp(action, 1 - action, w.unsqueeze(-1))
         allowed = self._mask(mask)
         if allowed is None:
-            allowed = torch.ones_like(a, dtype=torch.bool) if self.policy.padding is None else self.policy.padding.expand_as(a)
+            allowed = (
+                torch.ones_like(a, dtype=torch.bool)
+                if self.policy.padding is None
+                else self.policy.padding.expand_as(a)
+            )
         others = allowed.to(a.dtype) - a
         count = others.sum(-1, keepdim=True)
         share = w[..., None, None] * (count > 0)
@@ -220,7 +224,10 @@ class ActorCriticAgent(Agent):
         """The actor's view of a minibatch; `noise` `[P, B, *event]` makes the actions drawn anew."""
         weight = rows.valid / rows.valid.sum(1, keepdim=True).clamp_min(1)
         return ActorRows(
-            self.preprocessor.observations(rows.obs), self._mask(rows.action_mask), noise.unsqueeze(0), weight.unsqueeze(0)
+            self.preprocessor.observations(rows.obs),
+            self._mask(rows.action_mask),
+            noise.unsqueeze(0),
+            weight.unsqueeze(0),
         )
 
     def gradient(self, rows: ActorRows) -> Metrics:

@@ -33,6 +33,7 @@ class Prepared:
     obs: Tensor  # [T, P, N, O] as the networks see them
     action_mask: Tensor | None
     draw: Draw  # rows [T, P, N]
+    noise: Tensor  # [T, P, N, *event]: what made the actions, for the entropy where it has no closed form
     signal: Signal
     weight: Tensor  # [T, P, N]: mask x gamma^t / count
     value_weight: Tensor  # [T, P, N]: mask / number of valid rows
@@ -97,7 +98,9 @@ class OnPolicyAgent(Agent):
         if s.collect == "episodes":
             return Rollout.beside(
                 [
-                    whole_episodes(env, self.act, self.policy.present, self.noise, (*counter, wave), s.block, self.event)
+                    whole_episodes(
+                        env, self.act, self.policy.present, self.noise, (*counter, wave), s.block, self.event
+                    )
                     for wave in range(s.episodes)
                 ]
             )
@@ -141,7 +144,11 @@ class OnPolicyAgent(Agent):
             value = torch.where(valid, value, 0.0)
             distribution = self.policy.distribution(self.policy_parameters, obs, rollout.action_mask).detach()
             batch = Batch(obs, value, valid, rollout.time, v, distribution)
-            baseline = self.config.baseline.predict(self.baseline_state, batch) if self.config.estimator.uses_baseline else None
+            baseline = (
+                self.config.baseline.predict(self.baseline_state, batch)
+                if self.config.estimator.uses_baseline
+                else None
+            )
             count = valid.sum((0, 2)).clamp_min(1).unsqueeze(1)  # [P, 1]
             weight = value_weight = valid / count
             if s.reduction == "mean_over_episodes":
@@ -154,7 +161,16 @@ class OnPolicyAgent(Agent):
             if s.epochs * s.minibatches > 1:
                 log_prob = distribution.log_prob(rollout.action).sum(-1)
                 signal = replace(signal, behaviour_log_prob=log_prob)
-        return Prepared(obs, rollout.action_mask, Draw(rollout.action, rollout.noise), signal, weight, value_weight, batch)
+        return Prepared(
+            obs,
+            rollout.action_mask,
+            Draw(rollout.action, rollout.noise),
+            rollout.noise,
+            signal,
+            weight,
+            value_weight,
+            batch,
+        )
 
     def gradient(self, prepared: Prepared) -> Metrics:
         """Fill the policy's `.grad` `[P, n]` (for descent) with the estimate from these rows: what training applies, and
@@ -162,13 +178,19 @@ class OnPolicyAgent(Agent):
         distribution = self.policy.distribution(self.policy_parameters, prepared.obs, prepared.action_mask)
         weight = self.hyper("entropy_weight") if self.uses_entropy else None
         grads, value = cotangents(
-            self.config.estimator, distribution, prepared.draw, prepared.signal, self.estimator_state(), weight, prepared.draw.noise
+            self.config.estimator,
+            distribution,
+            prepared.draw,
+            prepared.signal,
+            self.estimator_state(),
+            weight,
+            prepared.noise,
         )
         push(self.policy_parameters, distribution, grads, prepared.weight)
         with torch.no_grad():
             return {
                 "losses/policy_loss": -(value * prepared.weight).sum((0, 2)),
-                "policy/entropy": (entropy(distribution.detach(), prepared.draw.noise) * prepared.value_weight).sum((0, 2)),
+                "policy/entropy": (entropy(distribution.detach(), prepared.noise) * prepared.value_weight).sum((0, 2)),
             }
 
     def learn_value(self, prepared: Prepared) -> Metrics:
@@ -213,38 +235,37 @@ class OnPolicyAgent(Agent):
         m = self.settings.minibatches
         if m == 1:
             return [prepared if epoch == 0 else replace(prepared, draw=Draw(prepared.draw.action))]
-        t, p, n = prepared.weight.shape
+        t, _, n = prepared.weight.shape
         order = self.noise.permutation(Purpose.MINIBATCH, (self.updates, epoch), t * n)  # [P, T*N]
 
-        def part(x: Tensor | None, index: Tensor) -> Tensor | None:
-            if x is None:
-                return None
+        def cut(x: Tensor, index: Tensor) -> Tensor:
             flat = x.transpose(0, 1).flatten(1, 2)  # [P, T*N, ...]
             wide = index.reshape(*index.shape, *([1] * (flat.ndim - 2))).expand(-1, -1, *flat.shape[2:])
             return flat.gather(1, wide).unsqueeze(0)  # [1, P, B, ...]
 
-        parts = []
-        for index in order.chunk(m, dim=1):
-            signal = prepared.signal
-            cut = Signal(
-                value=part(signal.value, index),
-                baseline=part(signal.baseline, index),
-                behaviour_log_prob=part(signal.behaviour_log_prob, index),
+        def part(index: Tensor) -> Prepared:
+            def maybe(x: Tensor | None) -> Tensor | None:
+                return None if x is None else cut(x, index)
+
+            signal, batch = prepared.signal, prepared.batch
+            obs = cut(prepared.obs, index)
+            return Prepared(
+                obs,
+                maybe(prepared.action_mask),
+                Draw(cut(prepared.draw.action, index)),
+                cut(prepared.noise, index),
+                Signal(
+                    value=maybe(signal.value),
+                    baseline=maybe(signal.baseline),
+                    behaviour_log_prob=maybe(signal.behaviour_log_prob),
+                ),
+                # Weights hold one over the whole batch's count; a part of it weighs as much as the whole.
+                cut(prepared.weight, index) * (t * n / index.shape[1]),
+                cut(prepared.value_weight, index) * (t * n / index.shape[1]),
+                replace(batch, obs=obs, value=cut(batch.value, index), distribution=None),
             )
-            b = prepared.batch
-            rows = replace(b, obs=part(b.obs, index), value=part(b.value, index), distribution=None)  # type: ignore[arg-type]
-            parts.append(
-                Prepared(
-                    rows.obs,
-                    part(prepared.action_mask, index),
-                    Draw(part(prepared.draw.action, index)),  # type: ignore[arg-type]
-                    cut,
-                    part(prepared.weight, index) * m,  # type: ignore[operator]
-                    part(prepared.value_weight, index) * m,  # type: ignore[operator]
-                    rows,
-                )
-            )
-        return parts
+
+        return [part(index) for index in order.chunk(m, dim=1)]
 
 
 def whitened(advantage: Tensor, valid: Tensor) -> Tensor:

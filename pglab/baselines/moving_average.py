@@ -31,7 +31,8 @@ class MovingAverage(Baseline):
         return state["mean"][:, None].expand_as(batch.value)
 
     def update(self, state: BaselineState, batch: Batch) -> tuple[BaselineState, dict[str, Tensor]]:
-        count = batch.valid.sum((0, 2)).clamp_min(1)
-        mean = (batch.value * batch.valid).sum((0, 2)) / count  # [P]
+        count = batch.valid.sum((0, 2))
+        mean = (batch.value * batch.valid).sum((0, 2)) / count.clamp_min(1)  # [P]
+        mean = torch.where(count > 0, mean, state["mean"])  # a member without valid rows stays where it is
         moved = mean if state["batches"] == 0 else torch.lerp(mean, state["mean"], self.decay)
         return {"mean": moved, "batches": state["batches"] + 1}, {"baseline/moving_average": moved}

@@ -133,8 +133,16 @@ def overrides(rest: list[str]) -> list[tuple[str, object]]:
 
 def add_common(verb_parser: Parser) -> None:
     """Options of every verb that trains."""
-    verb_parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders are made (default: runs)")
-    verb_parser.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="a file or module that registers more names; may be repeated")
+    verb_parser.add_argument(
+        "--runs", default="runs", metavar="FOLDER", help="where run folders are made (default: runs)"
+    )
+    verb_parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="a file or module that registers more names; may be repeated",
+    )
     verb_parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     verb_parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 

@@ -21,7 +21,13 @@ def main(arguments: list[str]) -> int:
     p = parser("compare", DESCRIPTION, OVERRIDES)
     p.add_argument("comparison", help="a comparison file, or a shipped name such as cartpole")
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these variants or groups")
-    p.add_argument("--tune", action="append", default=[], metavar="FIELD=[...]", help="give every variant this grid; it is chosen on seeds of its own and reported on the comparison's; may be repeated")
+    p.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="FIELD=[...]",
+        help="give every variant this grid; it is chosen on seeds of its own and reported on the comparison's; may be repeated",
+    )
     p.add_argument("--jobs", type=int, metavar="N", help="variants trained at the same time (default: one per core)")
     add_common(p)
     options, laid = split(p, arguments)

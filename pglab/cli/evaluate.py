@@ -59,7 +59,13 @@ def main(arguments: list[str]) -> int:
         console = Console(highlight=False)
         rows = [{"member": i, **{k: v for k, v in row.items() if k != "returns"}} for i, row in enumerate(found)]
         swept = [Column(k) for k in found[0] if k not in ("seed", "mean", "std", "returns")]
-        columns = [Column("member"), Column("seed"), *swept, Column("mean", "mean return", ".1f"), Column("std", "std", ".1f")]
+        columns = [
+            Column("member"),
+            Column("seed"),
+            *swept,
+            Column("mean", "mean return", ".1f"),
+            Column("std", "std", ".1f"),
+        ]
         console.print(rich_table(rows, columns, title=f"{options.episodes} episodes a member"))
         console.print(
             f"IQM {summary['iqm']:.1f} (95 % interval {low:.1f} to {high:.1f}), worst member {summary['worst']:.1f}, "

@@ -51,7 +51,9 @@ def config_data(name: str | None) -> dict[str, Any]:
     if first not in shipped_names():
         raise unknown("config", name, shipped_names())
     groups = read_yaml(shipped() / first / "compare.yaml")["groups"]
-    known = {f"{g}/{v}": merge(groups[g].get("base", {}), own) for g in groups for v, own in groups[g]["variants"].items()}
+    known = {
+        f"{g}/{v}": merge(groups[g].get("base", {}), own) for g in groups for v, own in groups[g]["variants"].items()
+    }
     found = [data for key, data in known.items() if rest in (key, key.partition("/")[2])]
     if len(found) != 1:
         raise unknown("variant", name, [f"{first}/{key}" for key in known])

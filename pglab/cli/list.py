@@ -135,7 +135,9 @@ def _settings() -> list[dict[str, Any]]:
             if name in ("agent", "env"):
                 continue
             shown = "required" if info.is_required() else json.dumps(_plain(default))
-            rows.append({"setting": prefix + name, "default": shown, "meaning": " ".join((info.description or "").split())})
+            rows.append(
+                {"setting": prefix + name, "default": shown, "meaning": " ".join((info.description or "").split())}
+            )
 
     from pglab.config import EnvironmentConfig
 

@@ -12,7 +12,15 @@ from pglab.comparing import Compared
 from pglab.lab.comparison import CAPTION, cells, columns_of
 from pglab.lab.statistics import iqm, stratified_bootstrap_interval
 from pglab.lab.tables import Column, rich_table
-from pglab.training import Trained
+from pglab.tracking import MultiProgress
+from pglab.training import Trained, Watcher
+
+
+def watcher_on(progress: MultiProgress, title: str) -> Watcher:
+    """A watcher that shows one run as the row `title`."""
+    return Watcher(
+        progress=lambda step, total, value, rate: progress.update(title, step, total, value, rate), note=progress.note
+    )
 
 
 def show_trained(trained: Trained, folder: Path) -> None:

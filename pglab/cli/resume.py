@@ -31,17 +31,12 @@ def main(arguments: list[str]) -> int:
         write_json_file(options.json, {"folder": str(folder), **compared.results()})
         return show_compared(compared, options.quiet)
 
-    from pglab.cli.report import show_trained
-    from pglab.config import Config
-    from pglab.tracking import Progress, RunFolder
-    from pglab.training import Watcher, resume
+    from pglab.cli.report import show_trained, watcher_on
+    from pglab.tracking import MultiProgress
+    from pglab.training import resume
 
-    config = Config.read(RunFolder.open(folder).config(), where=str(folder / "config.yaml"))
-    with Progress(config.total_steps, folder.name, quiet=options.quiet) as progress:
-        watcher = Watcher(
-            progress=lambda step, total, value, rate: progress.update(step, value, rate), note=progress.note
-        )
-        trained = resume(folder, watcher)
+    with MultiProgress(quiet=options.quiet) as progress:
+        trained = resume(folder, watcher_on(progress, folder.name))
     write_json_file(options.json, {"folder": str(folder), **trained.results()})
     if not options.quiet:
         show_trained(trained, folder)

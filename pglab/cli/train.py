@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from pathlib import Path
 
 from pglab.cli.app import OVERRIDES, add_common, load_plugins, parser, split, write_json_file
 
@@ -36,17 +38,15 @@ def main(arguments: list[str]) -> int:
         data["plugins"] = options.plugin
     config = Config.read(data)
 
-    from pglab.cli.report import show_trained
-    from pglab.tracking import Progress, unique_run_path
-    from pglab.training import Trainer, Watcher, train
+    from pglab.cli.report import show_trained, watcher_on
+    from pglab.tracking import MultiProgress, unique_run_path
+    from pglab.training import Trainer, train
 
     title = options.name or config.env.id.replace("/", "-")
     folder = unique_run_path(options.runs, title)
     try:
-        with Progress(config.total_steps, title, quiet=options.quiet) as progress:
-            watcher = Watcher(
-                progress=lambda step, total, value, rate: progress.update(step, value, rate), note=progress.note
-            )
+        with MultiProgress(quiet=options.quiet) as progress:
+            watcher = watcher_on(progress, title)
             if not options.quiet:
                 for line in Trainer.describe(config):
                     progress.note(line)
@@ -60,8 +60,6 @@ def main(arguments: list[str]) -> int:
     return 0 if trained.finished else 130
 
 
-def _remove_if_empty(folder) -> None:
-    import contextlib
-
+def _remove_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -36,7 +36,9 @@ class Bernoulli(Distribution):
         return self.logits.shape
 
     def rsample(self, noise: Tensor) -> Tensor:
-        raise PglabError("Bernoulli draws have no gradient: use `relax`, a straight-through or a score-function estimator.")
+        raise PglabError(
+            "Bernoulli draws have no gradient: use `relax`, a straight-through or a score-function estimator."
+        )
 
     def sample(self, noise: Tensor) -> Tensor:
         with torch.no_grad():
@@ -67,5 +69,7 @@ class Bernoulli(Distribution):
         d = self.logits.shape[-1]
         if 2**d > MAX_OUTCOMES:
             raise PglabError(f"2^{d} joint actions are too many to enumerate (at most {MAX_OUTCOMES}).")
-        bits = torch.arange(2**d, device=self.logits.device)[:, None] >> torch.arange(d - 1, -1, -1, device=self.logits.device)
+        bits = torch.arange(2**d, device=self.logits.device)[:, None] >> torch.arange(
+            d - 1, -1, -1, device=self.logits.device
+        )
         return (bits & 1).to(self.logits.dtype)  # [M, D]

@@ -55,7 +55,9 @@ class Categorical(Distribution):
         return torch.where(self.mask, x, floor)
 
     def rsample(self, noise: Tensor) -> Tensor:
-        raise PglabError("Categorical draws have no gradient: use `relax`, a straight-through or a score-function estimator.")
+        raise PglabError(
+            "Categorical draws have no gradient: use `relax`, a straight-through or a score-function estimator."
+        )
 
     def sample(self, noise: Tensor) -> Tensor:
         with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pglab.distributions import Distribution
+from pglab.errors import PglabError
 from pglab.estimators.base import Draw, Estimator, Signal, State, register_estimator
 
 
@@ -31,4 +32,9 @@ def enumerated(distribution: Distribution, critic) -> tuple[Tensor, Tensor]:
     rows = distribution.batch_shape
     shaped = outcomes.reshape(len(outcomes), *([1] * len(rows)), *outcomes.shape[1:])  # [M, 1.., *event]
     values = critic(shaped.expand(-1, *rows, *outcomes.shape[1:]))  # [M, *rows]
-    return values, distribution.log_prob(shaped).sum(-1)
+    log_prob = distribution.log_prob(shaped).sum(-1)
+    if values.shape != log_prob.shape:
+        raise PglabError(
+            f"The critic gave shape {list(values.shape)} for all joint actions at once; {list(log_prob.shape)} is wanted."
+        )
+    return values, log_prob

@@ -69,5 +69,7 @@ class StraightThroughGumbelSoftmax(Relaxed):
     def surrogate(self, distribution: Distribution, draw: Draw, signal: Signal, state: State) -> Tensor:
         assert signal.critic is not None
         soft = self.relaxed(distribution, draw, state)
-        hard = (draw.action - soft).detach() + soft  # the value is exactly draw.action: (1 - y) + y == 1 in floating point
+        hard = (
+            draw.action - soft
+        ).detach() + soft  # the value is exactly draw.action: (1 - y) + y == 1 in floating point
         return signal.critic(hard)

@@ -30,8 +30,8 @@ def evaluate_run(path: str | Path, episodes: int, deterministic: bool, seed: int
             kwargs["max_episode_steps"] = e.max_episode_steps
         env = make_vec_env(e.id.removeprefix("pglab/"), n_envs=min(PARALLEL, episodes), seed=seed, env_kwargs=kwargs)
         try:
-            returns, _ = evaluate_policy(
-                agent,  # type: ignore[arg-type]
+            played, _ = evaluate_policy(
+                agent,
                 env,
                 n_eval_episodes=episodes,
                 deterministic=deterministic,
@@ -39,7 +39,8 @@ def evaluate_run(path: str | Path, episodes: int, deterministic: bool, seed: int
             )
         finally:
             env.close()
+        returns = np.asarray(played, dtype=np.float64)
         rows.append(
-            {**agent.member, "mean": float(np.mean(returns)), "std": float(np.std(returns)), "returns": list(map(float, returns))}
+            {**agent.member, "mean": returns.mean().item(), "std": returns.std().item(), "returns": returns.tolist()}
         )
     return rows

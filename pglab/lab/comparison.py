@@ -110,7 +110,7 @@ def summarise(variant: Variant, results: Mapping[str, Any], threshold: float | N
     final = results["evaluations"][-1]
     returns = np.asarray(final["returns"], dtype=np.float64)  # [P, E]
     scores = returns.mean(1)
-    steps, curve = curve_of(results)
+    _, curve = curve_of(results)
     reached = np.full(len(scores), np.inf)
     if threshold is not None:
         for p in range(len(scores)):

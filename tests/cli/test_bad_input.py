@@ -13,13 +13,13 @@ import gymnasium, numpy as np
 import pglab
 
 class Broken(gymnasium.Env):
-    """Rewards or observations turn into NaN after ten steps."""
+    """Rewards or observations turn into NaN after ten steps; with "late", after 150 steps of all episodes."""
 
     action_space = gymnasium.spaces.Discrete(2)
     observation_space = gymnasium.spaces.Box(-1, 1, (2,))
 
     def __init__(self, what="reward"):
-        self.what = what
+        self.what, self.played = what, 0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -28,9 +28,10 @@ class Broken(gymnasium.Env):
 
     def step(self, action):
         self.t += 1
-        bad = self.t == 10
+        self.played += 1
+        bad = self.played == 150 if self.what == "late" else self.t == 10
         obs = np.full(2, np.nan if bad and self.what == "observation" else 0.0, np.float32)
-        return obs, float("nan") if bad and self.what == "reward" else 1.0, False, False, {}
+        return obs, float("nan") if bad and self.what != "observation" else 1.0, False, False, {}
 
 class Texts(Broken):
     observation_space = gymnasium.spaces.Text(5)
@@ -98,7 +99,7 @@ CASES = {
     "unknown variant": (["compare", "cartpole", "--only", "valu"], "valu", "value"),
     "comparison of a config": (["compare", "good.yaml"], "good.yaml", "key 'env'"),
     "grid that is none": (["compare", "cartpole", "--tune", "learning_rate"], "learning_rate", "list"),
-    "NaN reward": (BROKEN, "NaN", "bad/Broken-v0"),
+    "NaN reward": (BROKEN, "reward nan", "bad/Broken-v0"),
     "NaN observation": ([*BROKEN, "--env.kwargs", "{what: observation}"], "bad/Broken-v0", "observation"),
     "unsupported space": (["train", "--env.id", "bad/Texts-v0", "--plugin", "broken_env.py"], "Text", "Box"),
     "plug-in that is not there": ([*CARTPOLE, "--plugin", "missing.py"], "missing.py", "does not exist"),
@@ -140,7 +141,22 @@ def test_a_run_made_with_a_plug_in_names_it_when_it_is_missing(
 
 
 def test_an_environment_that_fails_late_leaves_what_was_saved(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*BROKEN, "--agent.steps", "2", "--checkpoint.every", "8", "--log_every", "4"]) == 2
+    assert (
+        main(
+            [
+                *BROKEN,
+                "--env.kwargs",
+                "{what: late}",
+                "--agent.steps",
+                "2",
+                "--checkpoint.every",
+                "8",
+                "--log_every",
+                "4",
+            ]
+        )
+        == 2
+    )
     (folder,) = (files / "runs").iterdir()
     assert sorted((folder / "checkpoints").glob("*.pt"))
     assert (folder / "log.csv").read_text().count("\n") > 1

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from spine import LEVEL, assert_mean, generator, make, noise_of, normal
 from scipy import stats
+from spine import LEVEL, assert_mean, generator, make, noise_of, normal
 from torch.distributions import Categorical as Reference
 
 from pglab.distributions import Categorical
@@ -168,7 +168,12 @@ def test_extreme_logits_give_finite_values_and_gradients(dtype, k, scale):
     logits = logits.requires_grad_()
     d = Categorical(logits)
     noise = noise_of("exponential", (8, 1, k)).to(dtype)
-    for value in (d.log_prob(d.sample(noise)), d.entropy(), d.relax(noise, 0.1).square(), d.noise_given(d.mode(), noise)):
+    for value in (
+        d.log_prob(d.sample(noise)),
+        d.entropy(),
+        d.relax(noise, 0.1).square(),
+        d.noise_given(d.mode(), noise),
+    ):
         (grad,) = torch.autograd.grad(value.sum(), logits)
         assert bool(torch.isfinite(value).all())
         assert bool(torch.isfinite(grad).all())

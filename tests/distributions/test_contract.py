@@ -30,7 +30,14 @@ def test_shapes_and_dtypes(family, rows, dtype):
     assert action.shape == d.mode().shape == d.noise_shape
     assert d.log_prob(action).shape == (*rows, 2)
     assert d.noise_given(action, noise).shape == d.noise_shape
-    for x in (action, d.mode(), d.log_prob(action), d.log_prob(action, noise), d.noise_given(action, noise), d.executed(action)):
+    for x in (
+        action,
+        d.mode(),
+        d.log_prob(action),
+        d.log_prob(action, noise),
+        d.noise_given(action, noise),
+        d.executed(action),
+    ):
         assert x.dtype == dtype
 
 

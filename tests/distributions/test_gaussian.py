@@ -29,7 +29,10 @@ def test_gaussian_equals_torchs_normal(d):
 
 @pytest.mark.statistical
 def test_gaussian_draws_have_their_law():
-    d = Gaussian(torch.tensor([0.7]).double().expand(100_000, 1), torch.tensor([-1.3]).double().expand(100_000, 1))
+    d = Gaussian(
+        torch.tensor([0.7], dtype=torch.float64).expand(100_000, 1),
+        torch.tensor([-1.3], dtype=torch.float64).expand(100_000, 1),
+    )
     assert_law(((d.sample(noise_of("normal", (100_000, 1))) - 0.7) / math.exp(-1.3))[:, 0], "norm")
 
 
@@ -52,7 +55,9 @@ def test_log_prob_with_and_without_noise_agree_in_value_and_gradient(family):
     action = d.sample(noise)
     with_noise, without = d.log_prob(action, noise), d.log_prob(action)
     torch.testing.assert_close(with_noise, without)
-    for a, b in zip(torch.autograd.grad(with_noise.sum(), leaves), torch.autograd.grad(without.sum(), leaves), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(with_noise.sum(), leaves), torch.autograd.grad(without.sum(), leaves), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -76,10 +81,10 @@ def test_every_log_std_in_bounds_gives_finite_values_and_gradients(family, log_s
 @pytest.mark.parametrize("mean", [-1.5, 0.0, 2.0])
 @pytest.mark.parametrize("std", [0.3, 1.0, 3.0])
 def test_squashed_density_integrates_to_1(mean, std):
-    d = SquashedGaussian(torch.tensor([mean]).double(), torch.tensor([math.log(std)]).double())
+    d = SquashedGaussian(torch.tensor([mean], dtype=torch.float64), torch.tensor([math.log(std)], dtype=torch.float64))
 
     def density(y: float) -> float:
-        return float(d.log_prob(torch.tensor([math.atanh(y)]).double()).exp())
+        return float(d.log_prob(torch.tensor([math.atanh(y)], dtype=torch.float64)).exp())
 
     points = [-0.999, -0.9, 0.0, 0.9, 0.999]
     ends = 1 - 1e-15
@@ -105,14 +110,16 @@ def test_squashed_log_prob_equals_torchs_transformed_normal():
 def test_squashed_log_prob_is_exact_where_tanh_saturates(dtype, u):
     d = SquashedGaussian(torch.zeros(1, dtype=dtype), torch.zeros(1, dtype=dtype))
     exact = -0.5 * u * u - 0.5 * math.log(2 * math.pi) + 2 * math.log(math.cosh(u))
-    assert float(d.log_prob(torch.tensor([u], dtype=dtype))) == pytest.approx(exact, rel=1e-6 if dtype == torch.float32 else 1e-10)
+    assert float(d.log_prob(torch.tensor([u], dtype=dtype))) == pytest.approx(
+        exact, rel=1e-6 if dtype == torch.float32 else 1e-10
+    )
 
 
 def test_gradient_of_the_pathwise_entropy_equals_quadrature():
     x, w = hermite(100)
     for mean, log_std in [(0.0, -1.0), (0.8, -0.3), (-1.5, 0.2)]:
         d, leaves = SquashedGaussian(
-            torch.full((100, 1), mean).double(), torch.full((100, 1), log_std).double()
+            torch.full((100, 1), mean, dtype=torch.float64), torch.full((100, 1), log_std, dtype=torch.float64)
         ).cut()
         found = torch.autograd.grad(d.pathwise_entropy(x[:, None]).sum(-1) @ w, leaves)
 

@@ -51,7 +51,7 @@ def moments(theta: float, estimate, k: int = 1) -> tuple[float, float]:
     first = second = 0.0
     for bits in itertools.product((0.0, 1.0), repeat=k):
         p = math.prod(theta if b else 1 - theta for b in bits)
-        g = estimate(torch.tensor(bits).double()[:, None])
+        g = estimate(torch.tensor(bits, dtype=torch.float64)[:, None])
         first, second = first + p * g, second + p * g * g
     return first, second - first**2
 
@@ -60,7 +60,7 @@ def moments(theta: float, estimate, k: int = 1) -> tuple[float, float]:
 @pytest.mark.parametrize("name", ["reinforce", "mean_f"])
 def test_reinforce_and_its_mean_baseline(t, theta, name):
     mean_f = theta * (1 - t) ** 2 + (1 - theta) * t**2
-    baseline = torch.full((1,), mean_f).double() if name == "mean_f" else None
+    baseline = torch.full((1,), mean_f, dtype=torch.float64) if name == "mean_f" else None
 
     def estimate(action: torch.Tensor) -> float:
         signal = Signal(value=(action[:, 0] - t) ** 2, baseline=baseline)
@@ -79,9 +79,13 @@ def test_leave_one_out_of_k_samples(t, theta, k):
 
     def estimate(action: torch.Tensor) -> float:
         value = ((action - t) ** 2).view(1, 1, k)
-        batch = Batch(torch.zeros(1, 1, k, 1), value, torch.ones(1, 1, k, dtype=torch.bool), torch.zeros(1, 1, k).long())
+        batch = Batch(
+            torch.zeros(1, 1, k, 1), value, torch.ones(1, 1, k, dtype=torch.bool), torch.zeros(1, 1, k).long()
+        )
         b = baseline.predict(baseline.initial(1, "cpu"), batch)
-        (g,), _ = cotangents(ScoreFunction(), bernoulli(theta, 1, 1, k), Draw(action.view(1, 1, k, 1)), Signal(value, b))
+        (g,), _ = cotangents(
+            ScoreFunction(), bernoulli(theta, 1, 1, k), Draw(action.view(1, 1, k, 1)), Signal(value, b)
+        )
         return float(g.mean())
 
     mean, variance = moments(theta, estimate, k)
@@ -135,7 +139,11 @@ def test_straight_through_gumbel_softmax_takes_fs_slope_at_the_hard_draw(t, thet
 def test_straight_through_shows_f_exactly_the_hard_draw(dtype, family, tau):
     d = make(family, (50_000,))
     d = type(d)(d.logits.to(dtype))
-    noise = noise_of(d.noise_kind, tuple(d.noise_shape)).to(dtype).clamp(1e-7, None if family == "categorical" else 1 - 1e-7)
+    noise = (
+        noise_of(d.noise_kind, tuple(d.noise_shape))
+        .to(dtype)
+        .clamp(1e-7, None if family == "categorical" else 1 - 1e-7)
+    )
     action, seen = d.sample(noise), []
 
     def critic(a: torch.Tensor) -> torch.Tensor:
@@ -147,8 +155,11 @@ def test_straight_through_shows_f_exactly_the_hard_draw(dtype, family, tau):
 
 
 def test_straight_through_jacobian_by_hand_for_three_categories():
-    logits, tau = torch.tensor([[[0.3, -0.2, 0.9]]]).double(), 0.7
-    noise, c = torch.tensor([[[0.4, 1.1, 2.0]]]).double(), torch.tensor([1.0, -2.0, 0.5]).double()
+    logits, tau = torch.tensor([[[0.3, -0.2, 0.9]]], dtype=torch.float64), 0.7
+    noise, c = (
+        torch.tensor([[[0.4, 1.1, 2.0]]], dtype=torch.float64),
+        torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64),
+    )
     d = Categorical(logits)
     signal = Signal(critic=lambda a: ((a @ c) ** 2).sum(-1))
     (g,), _ = cotangents(StraightThroughGumbelSoftmax(), d, Draw(d.sample(noise), noise), signal, {"temperature": tau})
@@ -163,7 +174,9 @@ def test_every_member_has_its_own_temperature():
     noise = noise_of("exponential", (2, 3, 4, 2, 3))
     draw, signal = Draw(d.sample(noise), noise), Signal(critic=lambda a: a.square().flatten(-2).sum(-1))
     taus = [0.3, 1.0, 2.0]
-    (found,), _ = cotangents(GumbelSoftmax(), d, draw, signal, {"temperature": torch.tensor(taus).double()[:, None]})
+    (found,), _ = cotangents(
+        GumbelSoftmax(), d, draw, signal, {"temperature": torch.tensor(taus, dtype=torch.float64)[:, None]}
+    )
     for p, tau in enumerate(taus):
         (alone,), _ = cotangents(GumbelSoftmax(), d, draw, signal, {"temperature": tau})
         torch.testing.assert_close(found[:, p], alone[:, p])
@@ -195,9 +208,9 @@ SQUARES = pytest.mark.parametrize(("m", "s"), [(0.5, 1.0), (1.0, 0.1), (-2.0, 3.
 
 def gaussian_moments(estimator, m: float, s: float, baseline: float | None = None) -> tuple[float, float]:
     x, w = hermite(40)
-    d = Gaussian(torch.full((40, 1), m).double(), torch.full((40, 1), math.log(s)).double())
+    d = Gaussian(torch.full((40, 1), m, dtype=torch.float64), torch.full((40, 1), math.log(s), dtype=torch.float64))
     z = d.sample(x[:, None])
-    b = None if baseline is None else torch.full((40,), baseline).double()
+    b = None if baseline is None else torch.full((40,), baseline, dtype=torch.float64)
     signal = Signal(value=z[:, 0] ** 2, baseline=b, critic=lambda a: a[..., 0] ** 2)
     (g, _), _ = cotangents(estimator, d, Draw(z, x[:, None]), signal)
     mean = float(w @ g[:, 0])
@@ -230,10 +243,10 @@ def test_square_of_a_normal_pathwise(m, s):
 def test_pathwise_is_the_noisier_one_for_a_fast_cosine():
     """Lower variance of reparameterization is no law: f = cos(k z), k = 10, z ~ N(0.3, 1)."""
     n, k = 200_001, 10.0
-    x = torch.linspace(-8, 8, n).double()
+    x = torch.linspace(-8, 8, n, dtype=torch.float64)
     w = torch.exp(-0.5 * x * x)
     w = w / w.sum()
-    d = Gaussian(torch.full((n, 1), 0.3).double(), torch.zeros(n, 1).double())
+    d = Gaussian(torch.full((n, 1), 0.3, dtype=torch.float64), torch.zeros(n, 1).double())
     z = d.sample(x[:, None])
     signal = Signal(value=torch.cos(k * z[:, 0]), critic=lambda a: torch.cos(k * a[..., 0]))
     second = []

@@ -51,7 +51,10 @@ def exact_discrete(distribution: Distribution, values: torch.Tensor) -> torch.Te
         p = torch.softmax(x, -1)
     else:
         p = torch.stack([1 - torch.sigmoid(logits), torch.sigmoid(logits)], -1)
-    joint = [torch.stack([p[d, i] for d, i in enumerate(z)]).prod() for z in itertools.product(range(p.shape[-1]), repeat=len(p))]
+    joint = [
+        torch.stack([p[d, i] for d, i in enumerate(z)]).prod()
+        for z in itertools.product(range(p.shape[-1]), repeat=len(p))
+    ]
     return torch.autograd.grad((torch.stack(joint) * values).sum(), logits)[0]
 
 
@@ -73,7 +76,9 @@ def test_score_function_over_all_actions(family, d, k, masked, baseline):
     one = make(family, (), d, k, masked=masked)
     f, values = table_critic(one)
     rows, outcomes, p = every_action(one)
-    b = {"none": None, "constant": torch.full((len(p),), 0.7), "per factor": normal(d, key=9).expand(len(p), d)}[baseline]
+    b = {"none": None, "constant": torch.full((len(p),), 0.7), "per factor": normal(d, key=9).expand(len(p), d)}[
+        baseline
+    ]
     (found,), _ = cotangents(ScoreFunction(), rows, Draw(outcomes), Signal(value=f(outcomes), baseline=b))
     torch.testing.assert_close(torch.einsum("m,m...->...", p, found), exact_discrete(one, values), **EXACT)
 
@@ -127,20 +132,22 @@ def test_at_ratio_1_the_importance_weight_changes_nothing():
 
 
 def test_score_function_by_hand_for_one_categorical_row():
-    p = torch.tensor([0.5, 0.3, 0.2]).double()
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     d = Categorical(p.log()[None, None])
-    action = torch.tensor([[[0.0, 1.0, 0.0]]]).double()
+    action = torch.tensor([[[0.0, 1.0, 0.0]]], dtype=torch.float64)
     signal = Signal(
-        value=torch.tensor([5.0]).double(),
-        baseline=torch.tensor([2.0]).double(),
-        behaviour_log_prob=torch.tensor([0.6]).double().log(),
+        value=torch.tensor([5.0], dtype=torch.float64),
+        baseline=torch.tensor([2.0], dtype=torch.float64),
+        behaviour_log_prob=torch.tensor([0.6], dtype=torch.float64).log(),
     )
     (found,), _ = cotangents(ScoreFunction(), d, Draw(action), signal)
-    torch.testing.assert_close(found[0, 0], (0.3 / 0.6) * (5 - 2) * (torch.tensor([0.0, 1.0, 0.0]).double() - p))
+    torch.testing.assert_close(
+        found[0, 0], (0.3 / 0.6) * (5 - 2) * (torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64) - p)
+    )
 
 
 # E[f] for f = sum_d z_d^2 + z_0 z_1 and independent normals: sum (m^2 + s^2) + m_0 m_1.
-MEAN, LOG_STD = torch.tensor([0.7, -0.4]).double(), torch.tensor([-0.5, 0.2]).double()
+MEAN, LOG_STD = torch.tensor([0.7, -0.4], dtype=torch.float64), torch.tensor([-0.5, 0.2], dtype=torch.float64)
 GAUSSIAN_GRADIENT = [2 * MEAN + MEAN.flip(0), 2 * (2 * LOG_STD).exp()]
 
 
@@ -148,9 +155,9 @@ def polynomial(z: torch.Tensor) -> torch.Tensor:
     return z.square().sum(-1) + z[..., 0] * z[..., 1]
 
 
-def grid() -> tuple[torch.Tensor, torch.Tensor]:
+def grid(n: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
     """A product rule over two normals: nodes `[n, 2]` and weights."""
-    x, w = hermite(40)
+    x, w = hermite(n)
     return torch.cartesian_prod(x, x), torch.outer(w, w).flatten()
 
 
@@ -160,8 +167,10 @@ def test_gaussian_by_gauss_hermite(estimator, baseline):
     nodes, weights = grid()
     d = repeated(Gaussian(MEAN, LOG_STD), len(nodes))
     action = d.sample(nodes)
-    b = None if baseline is None else torch.full((len(nodes),), baseline).double()
-    found, _ = cotangents(estimator, d, Draw(action, nodes), Signal(value=polynomial(action), baseline=b, critic=polynomial))
+    b = None if baseline is None else torch.full((len(nodes),), baseline, dtype=torch.float64)
+    found, _ = cotangents(
+        estimator, d, Draw(action, nodes), Signal(value=polynomial(action), baseline=b, critic=polynomial)
+    )
     for grad, exact in zip(found, GAUSSIAN_GRADIENT, strict=True):
         torch.testing.assert_close(weights @ grad, exact, **EXACT)
 
@@ -179,16 +188,16 @@ def test_importance_weighted_gaussian_by_gauss_hermite():
 
 def squashed_gradient(mean: torch.Tensor, log_std: torch.Tensor, f) -> list[torch.Tensor]:
     """By central differences of a trapezoid rule over the pre-squash density: nothing of pglab's in it."""
-    z = torch.linspace(-9, 9, 20_001).double()
+    z = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
 
     def expectation(m: float, s: float) -> float:
-        u = m + torch.exp(torch.tensor(s).double()) * z
+        u = m + torch.exp(torch.tensor(s, dtype=torch.float64)) * z
         return float(torch.trapezoid(f(torch.tanh(u)) * torch.exp(-0.5 * z * z), z) / (2 * torch.pi) ** 0.5)
 
     h, pairs_ = 1e-4, list(zip(mean.tolist(), log_std.tolist(), strict=True))
     by_mean = [(expectation(m + h, s) - expectation(m - h, s)) / (2 * h) for m, s in pairs_]
     by_std = [(expectation(m, s + h) - expectation(m, s - h)) / (2 * h) for m, s in pairs_]
-    return [torch.tensor(by_mean).double(), torch.tensor(by_std).double()]
+    return [torch.tensor(by_mean, dtype=torch.float64), torch.tensor(by_std, dtype=torch.float64)]
 
 
 def of_each(y: torch.Tensor) -> torch.Tensor:
@@ -197,8 +206,8 @@ def of_each(y: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("estimator", [ScoreFunction(), Pathwise()], ids=lambda e: e.name)
 def test_squashed_gaussian_by_quadrature(estimator):
-    nodes, weights = grid()
-    mean, log_std = torch.tensor([0.7, -0.4]).double(), torch.tensor([-0.8, -0.6]).double()
+    nodes, weights = grid(150)
+    mean, log_std = torch.tensor([0.7, -0.4], dtype=torch.float64), torch.tensor([-0.8, -0.6], dtype=torch.float64)
     d = repeated(SquashedGaussian(mean, log_std), len(nodes))
     action = d.sample(nodes)
 
@@ -217,7 +226,9 @@ def test_from_noise_to_cotangent_as_in_training(name, family):
     n = 200_000
     estimator = ESTIMATORS.get(name)()
     if FAMILIES[family] == "continuous":
-        one = (Gaussian if family == "gaussian" else SquashedGaussian)(MEAN, torch.tensor([-0.8, -0.6]).double())
+        one = (Gaussian if family == "gaussian" else SquashedGaussian)(
+            MEAN, torch.tensor([-0.8, -0.6], dtype=torch.float64)
+        )
         if family == "gaussian":
             f, exact = polynomial, [GAUSSIAN_GRADIENT[0], 2 * (2 * one.log_std).exp()]
         else:
@@ -234,7 +245,7 @@ def test_from_noise_to_cotangent_as_in_training(name, family):
         for i, (key, (kind, shape)) in enumerate(sorted(estimator.extra_noise(d).items()))
     }
     value = f(d.executed(action))
-    baseline = torch.full((n,), 0.3).double() if estimator.uses_baseline else None
+    baseline = torch.full((n,), 0.3, dtype=torch.float64) if estimator.uses_baseline else None
     state = {field: getattr(estimator, field)[0].start for field in estimator.scheduled}
     found, _ = cotangents(estimator, d, Draw(action, noise, extra), Signal(value, baseline, f), state)
     for grad, right in zip(found, exact, strict=True):
@@ -254,10 +265,12 @@ def test_pathwise_at_the_mode_is_the_gradient_of_f_there():
 
 def test_bernoulli_and_two_category_gradients_agree():
     logits = normal(1, 1)
-    f = torch.tensor([0.3, 2.0]).double()
+    f = torch.tensor([0.3, 2.0], dtype=torch.float64)
     b, c = Bernoulli(logits), Categorical(torch.stack([torch.zeros_like(logits), logits], -1))
     one = torch.ones(1, 1).double()
     (a,), _ = cotangents(Enumeration(), b, Draw(one), Signal(critic=lambda z: f[0] + (f[1] - f[0]) * z.sum(-1)))
-    (e,), _ = cotangents(Enumeration(), c, Draw(torch.stack([1 - one, one], -1)), Signal(critic=lambda z: (z @ f).sum(-1)))
+    (e,), _ = cotangents(
+        Enumeration(), c, Draw(torch.stack([1 - one, one], -1)), Signal(critic=lambda z: (z @ f).sum(-1))
+    )
     torch.testing.assert_close(e[..., 1], a)
     torch.testing.assert_close(e[..., 0], -a)

@@ -1,0 +1,200 @@
+"""Baselines: used before they are updated, free of the sample they multiply, and right by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from spine import Quadratic, make, normal
+
+from pglab.baselines import BASELINES, Batch, CriticMean, LeaveOneOut, MovingAverage, NoBaseline, Value
+from pglab.distributions import Bernoulli
+from pglab.errors import PglabError
+from pglab.estimators import Draw, ScoreFunction, Signal
+from pglab.gradients import cotangents
+
+
+def batch(value: torch.Tensor, valid: torch.Tensor | None = None, **more) -> Batch:
+    valid = torch.ones_like(value, dtype=torch.bool) if valid is None else valid
+    time = torch.arange(len(value)).view(-1, 1, 1).expand(value.shape)
+    return Batch(normal(*value.shape, 2), torch.where(valid, value, 0.0), valid, time, **more)
+
+
+@pytest.mark.parametrize("name", BASELINES.names())
+def test_every_baseline_predicts_one_number_per_row_and_updates_its_state(name):
+    baseline = BASELINES.get(name)()
+    d = make("categorical", (4, 2, 3))
+    one = batch(normal(4, 2, 3), v=normal(4, 2, 3, key=1), distribution=d, critic=Quadratic(d))
+    state = baseline.initial(2, "cpu")
+    found = baseline.predict(state, one)
+    assert found is None or found.shape in ((4, 2, 3), (4, 2, 3, 2))
+    state, info = baseline.update(state, one)
+    assert all(x.shape == (2,) for x in info.values())
+    again = baseline.predict(state, one)
+    assert again is None or again.shape == found.shape
+
+
+@pytest.mark.parametrize("name", [n for n in BASELINES.names() if not BASELINES.get(n).couples_rows])
+def test_a_baseline_that_does_not_couple_rows_reads_no_other_rows_value(name):
+    baseline = BASELINES.get(name)()
+    d = make("categorical", (4, 2, 3))
+    value, more = normal(4, 2, 3), {"v": normal(4, 2, 3, key=1), "distribution": d, "critic": Quadratic(d)}
+    moved = value.clone()
+    moved[1, 0, 2] += 5
+    state, _ = baseline.update(baseline.initial(2, "cpu"), batch(normal(4, 2, 3, key=2), **more))
+    a, b = (baseline.predict(state, batch(v, **more)) for v in (value, moved))
+    assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", [n for n in BASELINES.names() if BASELINES.get(n).unbiased])
+def test_an_unbiased_baseline_does_not_contain_the_value_that_it_is_subtracted_from(name):
+    baseline = BASELINES.get(name)()
+    d = make("categorical", (4, 2, 3))
+    value, more = normal(4, 2, 3), {"v": normal(4, 2, 3, key=1), "distribution": d, "critic": Quadratic(d)}
+    state, _ = baseline.update(baseline.initial(2, "cpu"), batch(normal(4, 2, 3, key=2), **more))
+    for t, p, n in [(0, 0, 0), (1, 1, 2), (3, 0, 1)]:
+        moved = value.clone()
+        moved[t, p, n] += 5
+        a, b = (baseline.predict(state, batch(v, **more)) for v in (value, moved))
+        assert a is None or torch.allclose(a[t, p, n], b[t, p, n], atol=1e-12)
+
+
+def test_none_is_none():
+    assert NoBaseline().predict({}, batch(normal(2, 1, 3))) is None
+
+
+def test_value_returns_v():
+    v = normal(2, 1, 3)
+    assert torch.equal(Value().predict({}, batch(normal(2, 1, 3, key=1), v=v)), v)
+
+
+def test_moving_average_is_used_then_updated():
+    baseline = MovingAverage(decay=0.8)
+    state = baseline.initial(2, "cpu")
+    values = [torch.tensor([[[1.0, 3.0], [10.0, 30.0]]]), torch.tensor([[[6.0, 8.0], [0.0, 0.0]]])]
+    assert torch.equal(baseline.predict(state, batch(values[0])), torch.zeros(1, 2, 2))
+    state, info = baseline.update(state, batch(values[0]))
+    assert torch.equal(baseline.predict(state, batch(values[1])), torch.tensor([[[2.0, 2.0], [20.0, 20.0]]]))
+    assert info["baseline/moving_average"].tolist() == [2.0, 20.0]
+    state, _ = baseline.update(state, batch(values[1]))
+    torch.testing.assert_close(
+        baseline.predict(state, batch(values[0])), torch.tensor([[[3.0, 3.0], [16.0, 16.0]]])
+    )  # 0.8 x 2 + 0.2 x 7, 0.8 x 20
+
+
+def test_moving_average_counts_valid_rows_only():
+    value = torch.tensor([[[1.0, 3.0]], [[5.0, 99.0]]])
+    valid = torch.tensor([[[True, True]], [[True, False]]])
+    state, _ = MovingAverage().update(MovingAverage().initial(1, "cpu"), batch(value, valid))
+    assert state["mean"].tolist() == [3.0]
+
+
+def test_moving_average_keeps_its_state_until_a_member_has_rows():
+    baseline = MovingAverage(decay=0.5)
+    state, _ = baseline.update(baseline.initial(1, "cpu"), batch(torch.tensor([[[4.0]]])))
+    state, _ = baseline.update(state, batch(torch.tensor([[[9.0]]]), torch.tensor([[[False]]])))
+    assert state["mean"].tolist() == [4.0]
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2])
+def test_moving_average_refuses_decays_outside_0_to_1(decay):
+    with pytest.raises(ValueError, match="decay"):
+        BASELINES.build({"name": "moving_average", "decay": decay})
+
+
+def test_leave_one_out_by_hand_with_ended_episodes():
+    value = torch.tensor([[[1.0, 2.0, 6.0]], [[4.0, 99.0, 10.0]], [[7.0, 99.0, 99.0]]])
+    valid = torch.tensor([[[True, True, True]], [[True, False, True]], [[True, False, False]]])
+    baseline = LeaveOneOut()
+    state = baseline.initial(1, "cpu")
+    found = baseline.predict(state, batch(value, valid))
+    assert found[0, 0].tolist() == [4.0, 3.5, 1.5]
+    assert found[1, 0, [0, 2]].tolist() == [10.0, 4.0]
+    assert float(found[2, 0, 0]) == 0  # alone, and no earlier batch
+    state, _ = baseline.update(state, batch(value, valid))
+    assert state["by_time"].tolist() == [[3.0, 7.0, 7.0]]
+    alone = batch(normal(4, 1, 2).abs(), torch.tensor([[[True, False]]]).expand(4, 1, 2))
+    assert baseline.predict(state, alone)[:, 0, 0].tolist() == [3.0, 7.0, 7.0, 0.0]
+
+
+def test_leave_one_out_keeps_an_earlier_mean_where_the_new_batch_did_not_reach():
+    baseline = LeaveOneOut()
+    state, _ = baseline.update(baseline.initial(1, "cpu"), batch(torch.tensor([[[1.0]], [[2.0]], [[3.0]]])))
+    valid = torch.tensor([[[True]], [[False]]])
+    state, _ = baseline.update(state, batch(torch.tensor([[[10.0]], [[0.0]]]), valid))
+    assert state["by_time"].tolist() == [[10.0, 2.0, 3.0]]
+
+
+def test_leave_one_out_keeps_members_apart():
+    value = torch.tensor([[[1.0, 3.0], [10.0, 30.0]]])
+    found = LeaveOneOut().predict(LeaveOneOut().initial(2, "cpu"), batch(value))
+    assert found.tolist() == [[[3.0, 1.0], [30.0, 10.0]]]
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_leave_one_out_is_unbiased_over_all_outcomes_of_two_environments(past):
+    """Two environments, two steps; action 1 at the first step may end the episode, so survival depends on the actions.
+
+    The return of step t is the reward-to-go. The exact gradient is the derivative of the summed episode returns.
+    """
+    logits = torch.tensor([[0.4], [-0.7]]).double()  # one per step
+    reward = torch.tensor([[1.0, 2.5], [-1.0, 3.0]]).double()  # [step, action]
+    baseline = LeaveOneOut()
+    state = baseline.initial(1, "cpu")
+    if past:
+        state = {"by_time": torch.tensor([[5.0, -3.0]]).double()}
+
+    def episode(a0: int, a1: int) -> tuple[list[float], list[bool]]:
+        ends = a0 == 1  # the episode ends after a first action of 1
+        r0, r1 = float(reward[0, a0]), 0.0 if ends else float(reward[1, a1])
+        return [r0 + r1, r1], [True, not ends]
+
+    total = torch.zeros(2, 1).double()
+    for a in itertools.product((0, 1), repeat=4):
+        action = torch.tensor(a).double().view(2, 1, 2, 1)  # [T, P, N, D]
+        columns = [episode(int(action[0, 0, n]), int(action[1, 0, n])) for n in range(2)]
+        value = torch.tensor([c[0] for c in columns]).double().T.reshape(2, 1, 2)
+        valid = torch.tensor([c[1] for c in columns]).T.reshape(2, 1, 2)
+        d = Bernoulli(logits.view(2, 1, 1, 1).expand(2, 1, 2, 1))
+        b = baseline.predict(state, batch(value, valid))
+        (g,), _ = cotangents(ScoreFunction(), d, Draw(action), Signal(value, b))
+        p = d.log_prob(action).sum().exp()
+        total += p * (g[..., 0] * valid).sum((1, 2))[:, None] / 2
+    theta = logits[:, 0].clone().requires_grad_()
+    p0, p1 = torch.sigmoid(theta).unbind()
+    later = (1 - p1) * reward[1, 0] + p1 * reward[1, 1]
+    objective = p0 * reward[0, 1] + (1 - p0) * (reward[0, 0] + later)
+    torch.testing.assert_close(total[:, 0], torch.autograd.grad(objective, theta)[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["categorical", "bernoulli"])
+def test_critic_mean_is_the_sum_over_all_joint_actions(family):
+    d = make(family, (2, 3, 4))
+    f = Quadratic(d)
+    found = CriticMean().predict({}, batch(normal(2, 3, 4), distribution=d, critic=f))
+    p = (
+        d.probs()
+        if family == "categorical"
+        else torch.stack([1 - torch.sigmoid(d.logits), torch.sigmoid(d.logits)], -1)
+    )
+    exact = torch.zeros(2, 3, 4).double()
+    for z in itertools.product(range(p.shape[-1]), repeat=2):
+        index = torch.tensor(z)
+        action = torch.nn.functional.one_hot(index, 3) if family == "categorical" else index
+        exact += p[..., 0, z[0]] * p[..., 1, z[1]] * f(action.double().expand(d.noise_shape))
+    torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "squashed_gaussian"])
+def test_critic_mean_of_a_gaussian_is_q_at_the_mode(family):
+    d = make(family, (2, 3, 4))
+    f = Quadratic(d)
+    at = d.mean if family == "gaussian" else torch.tanh(d.mean)
+    torch.testing.assert_close(CriticMean().predict({}, batch(normal(2, 3, 4), distribution=d, critic=f)), f(at))
+
+
+def test_critic_mean_refuses_a_critic_that_would_broadcast():
+    d = make("categorical", (2, 3, 4))
+    with pytest.raises(PglabError, match="critic"):
+        CriticMean().predict({}, batch(normal(2, 3, 4), distribution=d, critic=lambda a: Quadratic(d)(a).mean(1)))
