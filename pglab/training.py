@@ -326,6 +326,7 @@ class Trainer:
         step = int(self.steps.mean())
         if self.tracker is not None:
             self.tracker.log(step, values)
+            self.tracker.flush()
         recent = values["charts/episodic_return"]
         shown = float(iqm(recent[~np.isnan(recent)])) if (~np.isnan(recent)).any() else None
         self._show(shown, rate)

@@ -6,6 +6,7 @@ all choices of seeds, with probability below `FALSE_ALARM`, as long as there are
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -68,8 +69,6 @@ def make(
 
 
 def with_parameters(distribution: Distribution, parameters: list[Tensor]) -> Distribution:
-    import dataclasses
-
     return dataclasses.replace(distribution, **dict(zip(distribution.parameters, parameters, strict=True)))
 
 

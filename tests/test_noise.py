@@ -54,9 +54,9 @@ def keys(noise: Noise, counters) -> set[tuple]:
 
 
 def test_training_evaluation_and_measurement_share_no_stream():
-    """Every purpose, seeds 0 to 3 and every counter of length 1 to 3 with entries 0 to 2: all blocks differ."""
-    noise = Noise.of_seeds(range(4))
-    counters = [c for n in (1, 2, 3) for c in itertools.product(range(3), repeat=n)]
+    """Every purpose, seeds 0 to 3 and every counter of length 1 to 3 over these numbers, two purposes' among them."""
+    noise, apart = Noise.of_seeds(range(4)), (Purpose.EVALUATION, Purpose.MEASUREMENT)
+    counters = [c for n in (1, 2, 3) for c in itertools.product((0, 1, *map(int, apart)), repeat=n)]
     streams = [
         keys(noise, counters),
         keys(noise.apart(Purpose.EVALUATION), counters),

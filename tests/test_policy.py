@@ -149,5 +149,5 @@ def test_executed_is_the_distributions():
     ],
 )
 def test_families_that_do_not_fit_are_refused(action, family):
-    with pytest.raises(PglabError, match="policy.distribution"):
+    with pytest.raises(PglabError, match=r"policy\.distribution"):
         build(action, distribution=family)
