@@ -58,7 +58,8 @@ Report = Callable[[tuple[Any, ...]], None]
 def run_job(job: Job, report: Report, stop: Callable[[], bool] = lambda: False) -> str:
     """Train one variant (after tuning it, where a grid is given) and write its folder. Returns `done` or `stopped`."""
     from pglab.registry import load_plugin
-    from pglab.training import Watcher, resume, train
+    from pglab.training import resume, train
+    from pglab.watching import Watcher
 
     for plugin in job.plugins:
         load_plugin(plugin)
@@ -164,7 +165,7 @@ def _one_by_one(jobs: Sequence[Job], report: Report, ended: Ended) -> None:
 
 
 def _side_by_side(jobs: Sequence[Job], workers: int, report: Report, ended: Ended, progress: MultiProgress) -> None:
-    from pglab.training import DeferredInterrupt
+    from pglab.watching import DeferredInterrupt
 
     context = multiprocessing.get_context("spawn")
     todo, reports, stop = context.Queue(), context.Queue(), context.Event()

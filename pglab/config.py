@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,7 +103,8 @@ class OnPolicyConfig(Strict):
     minibatches: Positive = 1
     """Parts of a batch, one step each."""
     reduction: Literal["mean_over_steps", "mean_over_episodes"] = "mean_over_steps"
-    """mean_over_steps: sum over rows / number of valid rows (short and long episodes' rows weigh alike).
+    """mean_over_steps: sum over rows / number of valid rows, the usual practice. With whole episodes that number depends
+    on the actions, so the estimate is a ratio, and unbiased only as the batch grows.
     mean_over_episodes: sum over time, mean over columns (episodes, or blocks of steps): with whole episodes, the gradient
     of E[return] itself."""
     discount_states: bool = False
@@ -214,6 +216,16 @@ class MeasurementConfig(Strict):
     """Independent training-size gradients per measurement."""
 
 
+def _within(name: str, schedules: list[Schedule], low: float, high: float) -> None:
+    """ValueError unless every value a field may take lies in [low, high]."""
+    for schedule in schedules:
+        least, most = schedule.bounds
+        if not (low <= least and most <= high):
+            allowed = f"lie in [{low:g}, {high:g}]" if math.isfinite(high) else f"be at least {low:g}"
+            given = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+            raise ValueError(f"{name} must {allowed}, not {given}")
+
+
 class Config(Strict):
     """One population of agents: one environment, agent, estimator and baseline; many seeds and swept values."""
 
@@ -268,16 +280,11 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _bounds(self) -> Config:
-        for schedule in self.discount:
-            if not 0 <= schedule.start <= 1:
-                raise ValueError(f"discount must lie in [0, 1], not {schedule.start}")
+        _within("discount", self.discount, 0, 1)
+        _within("learning_rate", self.learning_rate, 0, math.inf)
+        _within("entropy_weight", self.entropy_weight, 0, math.inf)
         if isinstance(self.agent, OnPolicyConfig):
-            for schedule in self.agent.returns.lam:
-                if not 0 <= schedule.start <= 1:
-                    raise ValueError(f"agent.returns.lam must lie in [0, 1], not {schedule.start}")
-        for schedule in self.learning_rate:
-            if schedule.start <= 0:
-                raise ValueError(f"learning_rate must be above 0, not {schedule.start}")
+            _within("agent.returns.lam", self.agent.returns.lam, 0, 1)
         return self
 
     @property

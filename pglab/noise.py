@@ -140,13 +140,14 @@ class ChunkedNoise:
 
     def __init__(self, noise: Noise, size: int = 64) -> None:
         self.noise, self.size = noise, size
-        self._chunks: dict[tuple[Purpose, int], tuple[int, Tensor]] = {}
+        self._chunks: dict[tuple[Purpose, int, str, tuple[int, ...]], tuple[int, Tensor]] = {}
 
     def take(self, kind: str, purpose: Purpose, index: int, shape: tuple[int, ...], stream: int = 0) -> Tensor:
         """Block number `index`, `[P, *shape]`; `stream` tells several uses of one purpose apart."""
         chunk, row = divmod(index, self.size)
-        held = self._chunks.get((purpose, stream))
+        use = (purpose, stream, kind, shape)
+        held = self._chunks.get(use)
         if held is None or held[0] != chunk:
             held = (chunk, self.noise.of_kind(kind, purpose, (chunk, stream), (self.size, *shape), axis=1))
-            self._chunks[purpose, stream] = held
+            self._chunks[use] = held
         return held[1][row]

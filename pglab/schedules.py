@@ -26,11 +26,21 @@ class Schedule(Strict):
     def _consistent(self) -> Schedule:
         if self.kind != "constant" and self.end is None:
             raise ValueError(f"a {self.kind} schedule needs 'end'")
+        if self.kind == "constant" and self.end is not None:
+            raise ValueError(
+                f"a constant schedule has no 'end' (given: {self.end}); choose linear, exponential or cosine"
+            )
         if self.kind == "exponential" and (self.start <= 0 or (self.end or 0) <= 0):
             raise ValueError(f"an exponential schedule needs start and end above 0, not {self.start} and {self.end}")
         if not 0 < self.until <= 1:
             raise ValueError(f"'until' is a fraction of training in (0, 1], not {self.until}")
         return self
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value it takes."""
+        end = self.start if self.end is None else self.end
+        return min(self.start, end), max(self.start, end)
 
     def __call__(self, progress: float) -> float:
         """The value at `progress`, a fraction of training in [0, 1]."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from pglab import checkpoint
 from pglab.agents import ActorCriticAgent, Agent, OnPolicyAgent
 from pglab.capabilities import check_fit
 from pglab.config import ActorCriticConfig, Config
+from pglab.devices import pick_device
 from pglab.environments import make_environment
 from pglab.environments.contract import Environment
 from pglab.errors import PglabError
@@ -26,19 +25,9 @@ from pglab.lab.variance import measure
 from pglab.population import Population
 from pglab.rollout import episode_sums
 from pglab.tracking import MemberLabel, RunFolder, Tracker
+from pglab.watching import DeferredInterrupt, Watcher
 
 STAGES = {0.0: "start", 0.5: "middle", 1.0: "end"}
-
-
-@dataclass(frozen=True)
-class Watcher:
-    """What the loop calls for whoever looks on: `progress(step, total, return, steps per second)` (steps of all members
-    together), `note(text)`;
-    and asks: `stop()`, True to stop as after Ctrl-C."""
-
-    progress: Callable[[int, int, float | None, float | None], None] = lambda *_: None
-    note: Callable[[str], None] = lambda _: None
-    stop: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -67,47 +56,6 @@ class Trained:
             "seconds": self.seconds,
             "finished": self.finished,
         }
-
-
-class DeferredInterrupt:
-    """Ctrl-C inside the context only asks; `check` raises the KeyboardInterrupt where stopping loses nothing. A second
-    Ctrl-C raises at once. Outside of the main thread signals cannot be caught, and nothing is deferred."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._previous: Any = None
-
-    def __enter__(self) -> DeferredInterrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if it was asked for."""
-        if self.asked:
-            raise KeyboardInterrupt
-
-    def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device of that name; `auto` is cuda where there is one. Raises PglabError for one that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise PglabError(f"Unknown device {name!r}: choose cpu, cuda or auto.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise PglabError(f"Device {name!r} is not there: this machine or this build of torch has no CUDA; choose cpu.")
-    return device
 
 
 class Trainer:

@@ -19,7 +19,8 @@ from pglab import checkpoint
 from pglab.config import Config, merge
 from pglab.errors import PglabError
 from pglab.tracking import read_log
-from pglab.training import Trainer, Watcher, resume, train
+from pglab.training import Trainer, resume, train
+from pglab.watching import Watcher
 
 STEPS: dict[str, Any] = {
     "env": {"id": "CartPole-v1", "num_envs": 4},

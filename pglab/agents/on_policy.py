@@ -16,6 +16,7 @@ from pglab.agents.base import Agent, Metrics
 from pglab.baselines import Batch
 from pglab.config import Config, OnPolicyConfig
 from pglab.environments.contract import Environment, EnvironmentSpec
+from pglab.errors import PglabError
 from pglab.estimators import Draw, Signal
 from pglab.gradients import cotangents, entropy, push
 from pglab.networks import MLP, Parameters, by_member, by_row
@@ -157,6 +158,11 @@ class OnPolicyAgent(Agent):
                 weight = weight * discount_powers(rollout.time, discount)
             signal = Signal(value=value, baseline=baseline)
             if s.normalize_advantages:
+                if baseline is not None and baseline.ndim != value.ndim:
+                    raise PglabError(
+                        f"agent.normalize_advantages whitens one advantage per row, but baseline "
+                        f"{self.config.baseline.name!r} gives one per action factor: set it to false."
+                    )
                 signal = Signal(value=whitened(value if baseline is None else value - baseline, valid))
             if s.epochs * s.minibatches > 1:
                 log_prob = distribution.log_prob(rollout.action).sum(-1)

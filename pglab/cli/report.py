@@ -13,7 +13,8 @@ from pglab.lab.comparison import CAPTION, cells, columns_of
 from pglab.lab.statistics import iqm, stratified_bootstrap_interval
 from pglab.lab.tables import Column, rich_table
 from pglab.tracking import MultiProgress
-from pglab.training import Trained, Watcher
+from pglab.training import Trained
+from pglab.watching import Watcher
 
 
 def watcher_on(progress: MultiProgress, title: str) -> Watcher:

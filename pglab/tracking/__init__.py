@@ -3,13 +3,12 @@
 from pglab.tracking.files import atomic_write
 from pglab.tracking.log import Series, read_log
 from pglab.tracking.run_folder import RunFolder, unique_run_path
-from pglab.tracking.terminal import MultiProgress, Progress
+from pglab.tracking.terminal import MultiProgress
 from pglab.tracking.tracker import MemberLabel, Tracker
 
 __all__ = [
     "MemberLabel",
     "MultiProgress",
-    "Progress",
     "RunFolder",
     "Series",
     "Tracker",

@@ -183,37 +183,3 @@ def short_count(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f}".removesuffix(".0") + unit
     return str(count)
-
-
-class Progress:
-    """The progress of one run: `[cartpole/value] 120,000/500,000 steps  31,200 steps/s  0:12 left  return 212.3`."""
-
-    def __init__(
-        self,
-        total_steps: int,
-        title: str,
-        quiet: bool = False,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.total_steps = total_steps
-        self.title = title
-        self._rows = MultiProgress(quiet, stream, clock)
-
-    def update(self, step: int, return_: float | None = None, steps_per_second: float | None = None) -> None:
-        """Show the step reached, the latest return (NaN or None: none yet) and the speed (None: measured here)."""
-        self._rows.update(self.title, step, self.total_steps, return_, steps_per_second)
-
-    def note(self, text: str) -> None:
-        """A line of its own, above the bar."""
-        self._rows.note(text)
-
-    def close(self) -> None:
-        """Show the last state and leave the terminal as it was. Safe to call twice."""
-        self._rows.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from pglab.tracking.terminal import MultiProgress, Progress, clock_time, short_count
+from pglab.tracking.terminal import MultiProgress, clock_time, short_count
 
 
 class Clock:
@@ -23,10 +23,12 @@ class Terminal(io.StringIO):
 
 def test_plain_lines_come_now_and_then_and_at_the_end() -> None:
     stream, clock = io.StringIO(), Clock()
-    with Progress(500_000, "cartpole/value", stream=stream, clock=clock) as progress:
+    with MultiProgress(stream=stream, clock=clock) as progress:
         for second in range(11):
             clock.now = second
-            progress.update(100_000 + second * 31_200, return_=float("nan") if second < 3 else 212.34)
+            progress.update(
+                "cartpole/value", 100_000 + second * 31_200, 500_000, return_=float("nan") if second < 3 else 212.34
+            )
         progress.note("checkpoint [bold]")
     assert stream.getvalue().splitlines() == [
         "[cartpole/value] 100,000/500,000 steps",
@@ -35,9 +37,9 @@ def test_plain_lines_come_now_and_then_and_at_the_end() -> None:
         "checkpoint [bold]",
     ]
     stream.truncate(0)
-    progress = Progress(10, "a", stream=stream, clock=clock)
-    progress.update(0)
-    progress.update(10, steps_per_second=5.0)
+    progress = MultiProgress(stream=stream, clock=clock)
+    progress.update("a", 0, 10)
+    progress.update("a", 10, 10, steps_per_second=5.0)
     progress.close()
     progress.close()
     assert stream.getvalue().splitlines()[-1] == "[a] 10/10 steps  5 steps/s"
@@ -83,8 +85,8 @@ def test_a_terminal_shows_live_rows_within_80_columns(monkeypatch: pytest.Monkey
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     stream = Terminal()
-    with Progress(10, "a", stream=stream) as progress:
-        progress.update(1)
+    with MultiProgress(stream=stream) as progress:
+        progress.update("a", 1, 10)
     assert stream.getvalue() == "[a] 1/10 steps\n"
 
 
