@@ -32,6 +32,7 @@ from pglab.lab.comparison import (
     variants_of,
 )
 from pglab.lab.statistics import iqm
+from pglab.shipped import comparison_file
 from pglab.tracking import RunFolder, unique_run_path
 from pglab.tracking.files import write_json, write_text, write_yaml
 from pglab.tracking.terminal import MultiProgress
@@ -224,9 +225,10 @@ class Compared:
 
 
 def read_comparison(source: str | Path | dict[str, Any]) -> ComparisonConfig:
-    """A comparison from a mapping or a YAML file."""
+    """A comparison from a mapping, a YAML file, or the name of one that is shipped."""
     if isinstance(source, dict):
         return ComparisonConfig.read(source, "comparison")
+    source = comparison_file(str(source))
     return ComparisonConfig.read(read_yaml(Path(source)), str(source))
 
 
@@ -244,7 +246,7 @@ def compare(
     """Train every variant of a comparison and write its table and figures.
 
     Args:
-        source: a comparison file, or the mapping it holds.
+        source: a comparison file, the mapping it holds, or the name of one that is shipped, such as cartpole.
         root: folder in which a new folder `name-date-time` is made.
         workers: processes that train at the same time (each with the config's number of threads).
         overrides: (dotted path, value) laid on every variant.

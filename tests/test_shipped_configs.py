@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pglab.capabilities import check_fit
-from pglab.cli.files import comparison_file, shipped_names
+from pglab.shipped import shipped_names
 from pglab.comparing import read_comparison
 from pglab.environments import make_environment
 from pglab.lab.comparison import variants_of
@@ -19,7 +19,7 @@ def test_there_are_comparisons() -> None:
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_every_variant_holds_and_reports_on_seeds_that_were_not_tuned_on(name: str) -> None:
-    for variant in variants_of(read_comparison(comparison_file(name)), [], []):
+    for variant in variants_of(read_comparison(name), [], []):
         config = variant.config()
         check_fit(config, make_environment(config.env.id, 1, 1).spec)
         assert len(config.seed_list) == 8
@@ -29,7 +29,7 @@ def test_every_variant_holds_and_reports_on_seeds_that_were_not_tuned_on(name: s
 def test_in_the_critic_groups_only_the_estimator_differs() -> None:
     for name in shipped_names():
         plain = []
-        for variant in variants_of(read_comparison(comparison_file(name)), [], ["critic"]):
+        for variant in variants_of(read_comparison(name), [], ["critic"]):
             data = variant.config().plain()
             plain.append({k: v for k, v in data.items() if k not in ("estimator", "baseline")})
         assert all(p == plain[0] for p in plain)

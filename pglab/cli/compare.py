@@ -33,7 +33,6 @@ def main(arguments: list[str]) -> int:
     options, laid = split(p, arguments)
     load_plugins(options.plugin)
 
-    from pglab.cli.files import comparison_file
     from pglab.cli.report import show_compared
     from pglab.comparing import compare, default_workers
     from pglab.errors import PglabError
@@ -49,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if options.jobs is not None and options.jobs < 1:
         raise PglabError(f"--jobs must be at least 1, not {options.jobs}.")
     compared = compare(
-        comparison_file(options.comparison),
+        options.comparison,
         root=options.runs,
         workers=options.jobs or default_workers(),
         overrides=laid,

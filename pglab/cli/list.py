@@ -110,7 +110,7 @@ def _environments() -> list[dict[str, Any]]:
 
 
 def _configs() -> list[dict[str, Any]]:
-    from pglab.cli.files import shipped, shipped_names
+    from pglab.shipped import shipped, shipped_names
     from pglab.config import read_yaml
 
     rows = []

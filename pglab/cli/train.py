@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     options, overrides = split(p, arguments)
     load_plugins(options.plugin)
 
-    from pglab.cli.files import config_data
+    from pglab.shipped import config_data
     from pglab.config import Config, override
     from pglab.errors import PglabError
 
