@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pglab.capabilities import check_fit
-from pglab.shipped import shipped_names
 from pglab.comparing import read_comparison
 from pglab.environments import make_environment
 from pglab.lab.comparison import variants_of
+from pglab.shipped import shipped_names
 
 TUNED_ON = set(range(8))  # the seeds on which settings were tried
 

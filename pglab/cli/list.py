@@ -110,8 +110,8 @@ def _environments() -> list[dict[str, Any]]:
 
 
 def _configs() -> list[dict[str, Any]]:
-    from pglab.shipped import shipped, shipped_names
     from pglab.config import read_yaml
+    from pglab.shipped import shipped, shipped_names
 
     rows = []
     for name in shipped_names():

@@ -25,9 +25,9 @@ def main(arguments: list[str]) -> int:
     options, overrides = split(p, arguments)
     load_plugins(options.plugin)
 
-    from pglab.shipped import config_data
     from pglab.config import Config, override
     from pglab.errors import PglabError
+    from pglab.shipped import config_data
 
     data = config_data(options.config)
     for path, value in overrides:
