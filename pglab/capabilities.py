@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pglab.baselines import BASELINES
 from pglab.config import ActorCriticConfig, Config
+from pglab.distributions.categorical import MAX_OUTCOMES
 from pglab.environments.contract import ActionSpec, EnvironmentSpec
 from pglab.errors import PglabError
 from pglab.estimators import ESTIMATORS, Estimator
@@ -28,6 +29,11 @@ def fitting(config: Config, kind: str) -> list[str]:
     return [n for n in ESTIMATORS.names() if kind in ESTIMATORS.get(n).kinds and ESTIMATORS.get(n).needs <= offered]
 
 
+def outcomes(action: ActionSpec) -> int:
+    """Joint outcomes that an enumeration goes through (padded categories included)."""
+    return (2 if action.kind == "binary" else action.categories) ** action.factors
+
+
 def check_fit(config: Config, spec: EnvironmentSpec) -> None:
     """PglabError when estimator, baseline, agent and environment do not fit, naming what would."""
     kind = kind_of(config, spec.action)
@@ -43,6 +49,18 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
         raise PglabError(
             f"Estimator {estimator.name!r} needs {', '.join(sorted(missing))}, which agent {config.agent.name!r} does not "
             f"have: choose agent actor_critic, or one of {possible}."
+        )
+    if spec.has_action_mask and config.policy.distribution == "bernoulli":
+        raise PglabError(
+            f"policy.distribution 'bernoulli' cannot keep to {spec.id}'s action masks: choose categorical or auto."
+        )
+    enumerates = config.estimator.name == "enumeration" or config.baseline.name == "critic_mean"
+    if isinstance(config.agent, ActorCriticConfig):
+        enumerates |= config.agent.critic.target_action == "expectation"
+    if enumerates and kind != "continuous" and outcomes(spec.action) > MAX_OUTCOMES:
+        raise PglabError(
+            f"{spec.id} has {outcomes(spec.action):,} joint actions, too many to enumerate (at most {MAX_OUTCOMES:,}): "
+            "choose another estimator and baseline, and agent.critic.target_action sample."
         )
     baseline = config.baseline
     has = {"critic"} if isinstance(config.agent, ActorCriticConfig) else {"v"}

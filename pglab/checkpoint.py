@@ -76,6 +76,17 @@ def load(path: Path, device: torch.device, replay: Replay | None) -> dict[str, A
     return tree
 
 
+def drop_newer(path: Path, replay: Replay | None) -> None:
+    """Remove checkpoints newer than the one that is gone on from, and replay segments of the future they had."""
+    for later in checkpoints(path.parent):
+        if later.name > path.name:
+            later.unlink(missing_ok=True)
+    if replay is not None:
+        for start, _, segment in _segments(path.parent):
+            if start >= replay.count:
+                segment.unlink(missing_ok=True)
+
+
 def _segments(folder: Path) -> list[tuple[int, int, Path]]:
     found = []
     for path in folder.glob("replay-*.safetensors"):

@@ -23,13 +23,16 @@ from pglab.schedules import Schedule, Swept
 EstimatorField = Annotated[Estimator, BeforeValidator(ESTIMATORS.build), PlainSerializer(lambda part: part.describe())]
 BaselineField = Annotated[Baseline, BeforeValidator(BASELINES.build), PlainSerializer(lambda part: part.describe())]
 Positive = Annotated[int, Field(ge=1)]
+Hidden = tuple[Positive, ...]
+Limit = Annotated[float, Field(gt=0)]
 
 
 class EnvironmentConfig(Strict):
     """Which environment, how many, and how they are stepped."""
 
     id: str
-    """A gymnasium id, such as CartPole-v1."""
+    """A gymnasium id, such as CartPole-v1. An id that names a module to import ("module:Id-v0") is refused, since files
+    never run code: import the module with --plugin."""
     num_envs: Positive = 8
     """Environments per member."""
     backend: Literal["auto", "torch", "gymnasium"] = "auto"
@@ -43,15 +46,23 @@ class EnvironmentConfig(Strict):
     kwargs: dict[str, Any] = {}
     """Keyword arguments of the environment (gymnasium backend)."""
 
+    @field_validator("id")
+    @classmethod
+    def _imports_nothing(cls, value: str) -> str:
+        module, colon, name = value.partition(":")
+        if colon:
+            raise ValueError(f"environment {value!r} names a module to import: use {name!r} with --plugin {module}")
+        return value
+
 
 class PreprocessingConfig(Strict):
     """What the agent does to observations and rewards before it learns from them."""
 
-    observation_scale: list[float] | None = None
+    observation_scale: list[Annotated[float, Field(allow_inf_nan=False)]] | None = None
     """Fixed factors, one per observation component; None leaves them as they are."""
     normalize_observations: bool = False
     """Subtract a running mean and divide by a running standard deviation (of earlier batches), clipped to +-10."""
-    reward_scale: float = 1.0
+    reward_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Rewards are multiplied by this."""
     normalize_returns: bool = False
     """Divide rewards by the running standard deviation of the discounted return (of earlier batches)."""
@@ -71,13 +82,13 @@ class ReturnsConfig(Strict):
 class ValueConfig(Strict):
     """The value network V(s)."""
 
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: Hidden = (64, 64)
     """Sizes of the hidden layers."""
     activation: Activation = "tanh"
     """tanh, relu, elu or silu."""
     learning_rate: Swept | None = None
     """None: the policy's."""
-    max_grad_norm: float | None = 5.0
+    max_grad_norm: Limit | None = 5.0
     """Per-member gradient clipping."""
 
 
@@ -130,7 +141,7 @@ class ReplayConfig(Strict):
 class CriticConfig(Strict):
     """The learned Q(s, a); `a` is one-hot, relaxed or continuous."""
 
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: Hidden = (64, 64)
     """Sizes of the hidden layers."""
     activation: Activation = "relu"
     """tanh, relu, elu or silu."""
@@ -144,7 +155,7 @@ class CriticConfig(Strict):
     """Next action in the target: the exact expectation over actions (discrete), a draw, or the mode (DDPG)."""
     learning_rate: Swept | None = None
     """None: the policy's."""
-    max_grad_norm: float | None = None
+    max_grad_norm: Limit | None = None
     """Per-member gradient clipping."""
     blend: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Discrete: the critic is also shown (1 - w) onehot + w (uniform over the other actions), w uniform on (0, blend),
@@ -164,7 +175,7 @@ class ActorCriticConfig(Strict):
     updates_per_round: Positive = 1
     """Updates of critic and actor in a round."""
     auto_entropy: bool = False
-    """Tune the entropy weight towards `target_entropy`; `entropy_weight` is then where it starts."""
+    """Tune the entropy weight towards `target_entropy`; `entropy_weight` is then where it starts (0: it starts at 1)."""
     target_entropy: float | None = None
     """None: minus the number of action dimensions (continuous), 0.5 x log of the number of actions (discrete)."""
     entropy_learning_rate: float | None = None
@@ -210,10 +221,17 @@ class CheckpointConfig(Strict):
 class MeasurementConfig(Strict):
     """Measuring the gradient's noise at frozen policies along training."""
 
-    at: list[float] = []
-    """Fractions of training at which to measure, ascending; empty: never."""
+    at: list[Annotated[float, Field(ge=0, le=1)]] = []
+    """Fractions of training in [0, 1] at which to measure, ascending; empty: never."""
     replicates: Annotated[int, Field(ge=4)] = 32
     """Independent training-size gradients per measurement."""
+
+    @field_validator("at")
+    @classmethod
+    def _ascending(cls, value: list[float]) -> list[float]:
+        if sorted(set(value)) != value:
+            raise ValueError(f"measurement.at must ascend without repetition, not {value}")
+        return value
 
 
 def _within(name: str, schedules: list[Schedule], low: float, high: float) -> None:
@@ -251,7 +269,7 @@ class Config(Strict):
     """Weight of the policy's entropy in the objective; a number, a schedule, or a list to sweep."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """For policy, value network and critic alike."""
-    max_grad_norm: float | None = None
+    max_grad_norm: Limit | None = None
     """Per-member clipping of the policy's gradient."""
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     """Observation and reward scaling."""

@@ -15,6 +15,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise PglabError(f"Unknown device {name!r}: choose cpu, cuda or auto.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise PglabError(f"Device {name!r} is not supported: choose cpu, cuda or auto.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise PglabError(f"Device {name!r} is not there: this machine or this build of torch has no CUDA; choose cpu.")
     return device

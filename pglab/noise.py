@@ -34,7 +34,7 @@ class Purpose(IntEnum):
     REPLAY = 5  # which transitions a minibatch takes from the replay
     UPDATE = 6  # actions drawn anew at an update (actor-critic)
     TARGET = 7  # actions drawn for the critic's target
-    MINIBATCH = 8  # permutation of the rows of an on-policy batch
+    MINIBATCH = 8  # the order of the rows of an on-policy batch
     EVALUATION = 9  # evaluation episodes
     BLEND = 10  # weights that blend actions for the critic
     MEASUREMENT = 11  # replicates of the variance measurement
@@ -122,10 +122,6 @@ class Noise:
     def integers(self, purpose: Purpose, counter: Counter, shape: tuple[int, ...], high: int, axis: int = 0) -> Tensor:
         """Integers of [0, high), int64."""
         return self._block(lambda g, s: g.integers(high, size=s), purpose, counter, shape, axis)
-
-    def permutation(self, purpose: Purpose, counter: Counter, n: int) -> Tensor:
-        """A permutation of range(n) for each member, `[P, n]` int64."""
-        return self._block(lambda g, s: g.permutation(s[0]), purpose, counter, (n,), 0)
 
     def of_kind(self, kind: str, purpose: Purpose, counter: Counter, shape: tuple[int, ...], axis: int = 0) -> Tensor:
         """The kind of noise a distribution names: `exponential`, `uniform` or `normal`."""

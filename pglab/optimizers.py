@@ -6,12 +6,15 @@ so that a member's training does not depend on who else is in the population.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from pglab.registry import Strict
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Strict):
@@ -19,15 +22,15 @@ class OptimizerConfig(Strict):
 
     name: Literal["adam", "sgd", "rmsprop"] = "adam"
     """adam (Kingma & Ba 2015), sgd (with momentum), or rmsprop (Tieleman & Hinton 2012)."""
-    beta1: float = 0.9
+    beta1: Decay = 0.9
     """Adam: decay of the first moment."""
-    beta2: float = 0.999
+    beta2: Decay = 0.999
     """Adam: decay of the second moment."""
-    momentum: float = 0.0
+    momentum: Decay = 0.0
     """SGD: momentum."""
-    alpha: float = 0.99
+    alpha: Decay = 0.99
     """RMSprop: decay of the mean square."""
-    eps: float = 1e-8
+    eps: Annotated[float, Field(gt=0)] = 1e-8
     """Adam and RMSprop: added to the root of the second moment."""
 
     def initial(self, flat: Tensor) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from pglab.distributions import Bernoulli, Categorical, Distribution, Gaussian, SquashedGaussian
@@ -26,7 +26,7 @@ FAMILIES = {
 class PolicyConfig(Strict):
     """The policy network and the distribution it parameterizes."""
 
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
     """Sizes of the hidden layers."""
     activation: Activation = "tanh"
     """tanh, relu, elu or silu."""
@@ -48,6 +48,13 @@ class PolicyConfig(Strict):
     """The network's mean output is multiplied by this (Gaussian families)."""
     output_gain: float = 0.01
     """Gain of the last layer's initial weights: near 0 starts near the uniform (or zero-mean) policy."""
+
+    @field_validator("log_std_bounds")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError(f"log_std_bounds must be (low, high) with low below high, not {value}")
+        return value
 
 
 class Policy:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pglab.config import Config
+from pglab.errors import PglabError
 from pglab.noise import Noise, Purpose
 from pglab.schedules import Schedule
 
@@ -68,6 +69,9 @@ class Population:
             for values in itertools.product(*fields.values())
             for seed in config.seed_list
         ]
+        names = [(m.seed, *m.overrides.items()) for m in members]
+        if len(set(names)) < len(names):
+            raise PglabError(f"Two members have the same seed and the same starting values of {', '.join(swept)}.")
         return cls(members, Noise.of_seeds([m.seed for m in members], device))
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pglab.lab.statistics import iqm
 from pglab.lab.variance import measure
 from pglab.population import Population
 from pglab.rollout import episode_sums
+from pglab.stages import FINAL, Look, Stages
 from pglab.tracking import MemberLabel, RunFolder, Tracker
 from pglab.watching import DeferredInterrupt, Watcher
 
@@ -77,7 +79,8 @@ class Trainer:
         self.steps = np.zeros(members, dtype=np.int64)
         self.running = torch.zeros(members, config.env.num_envs, device=self.device)
         self.finished_sum = torch.zeros(3, members, device=self.device)  # returns, lengths, episodes since the last log
-        self.next_log, self.next_checkpoint, self.next_evaluation = config.log_every, config.checkpoint.every, 0
+        self.next_log, self.next_checkpoint = config.log_every, config.checkpoint.every
+        self.stages = Stages(config)
         self.evaluations: list[dict[str, Any]] = []
         self.measurements: list[dict[str, Any]] = []
         self.logged = 0
@@ -85,16 +88,17 @@ class Trainer:
         self._consistent = True  # between two updates: what is saved now can be gone on from
         self.seconds = {"total": 0.0, "evaluation": 0.0, "measurement": 0.0}
 
-    def environment(self, members: int, num_envs: int) -> Environment:
-        """The config's environment for so many members."""
+    def environment(self, members: int, num_envs: int, training: bool = True) -> Environment:
+        """The config's environment for so many members. What is not for training runs in this process, in the mode that
+        can be reset by parts: the streams are the same."""
         e = self.config.env
         return make_environment(
             e.id,
             members,
             num_envs,
             e.backend,
-            e.vectorization,
-            e.autoreset_mode,
+            e.vectorization if training else "sync",
+            e.autoreset_mode if training else "disabled",
             e.kwargs,
             e.max_episode_steps,
             self.device,
@@ -127,7 +131,8 @@ class Trainer:
                 "steps": self.steps.tolist(),
                 "running": self.running,
                 "finished_sum": self.finished_sum,
-                "next": [self.next_log, self.next_checkpoint, self.next_evaluation],
+                "next": [self.next_log, self.next_checkpoint],
+                "stages": self.stages.state(),
                 "evaluations": self.evaluations,
                 "measurements": self.measurements,
                 "logged": self.logged,
@@ -145,22 +150,27 @@ class Trainer:
         """Rounds of collection so far; names the checkpoint."""
         return self.agent.rounds if isinstance(self.agent, ActorCriticAgent) else self.agent.updates
 
-    def restore(self, path: Path) -> None:
-        """Take over a checkpoint and cut the logs back to it."""
-        tree = checkpoint.load(path, self.device, self.replay)
+    def restore(self, tree: dict[str, Any]) -> None:
+        """Take over a checkpoint's tree and cut the logs back to it. PglabError where it does not fit the config."""
         loop = tree["loop"]
         self.agent.load_state(tree["agent"])
-        reset = self.env.set_state(tree["environment"])
-        if self.env.spec.resume == "restart" and getattr(self.agent, "position", None) is not None:
-            from pglab.rollout import Position
-
-            self.agent.observe(Position.start(reset))
-            self.watcher.note(f"{self.env.spec.id} cannot be resumed exactly: episodes under way begin again.")
+        resumed = self.env.set_state(tree["environment"])
         self.steps = np.array(loop["steps"], dtype=np.int64)
         self.running, self.finished_sum = loop["running"], loop["finished_sum"]
-        self.next_log, self.next_checkpoint, self.next_evaluation = loop["next"]
+        self.next_log, self.next_checkpoint = loop["next"]
+        self.stages.load_state(loop["stages"])
         self.evaluations, self.measurements = loop["evaluations"], loop["measurements"]
-        self.logged, self.seconds, self.finished = loop["logged"], loop["seconds"], loop["finished"]
+        self.logged, self.seconds = loop["logged"], loop["seconds"]
+        # A run whose total_steps was raised since goes on.
+        self.finished = loop["finished"] and int(self.steps.min()) >= self.config.total_steps
+        if not self.finished:
+            self.stages.reopen(int(self.steps.min()))
+        if resumed.lost.any():
+            self.watcher.note(
+                f"{self.env.spec.id} cannot be resumed exactly: {int(resumed.lost.sum())} episodes under way begin again."
+            )
+            self.agent.begin_again(resumed)
+            self.running = self.running * ~resumed.lost
         if self.folder is not None:
             Tracker.cut_back(self.folder, tree["positions"])
 
@@ -191,10 +201,12 @@ class Trainer:
                     self._consistent = True
                 if not self.finished:
                     self._consistent = False
-                    self._evaluate_and_measure(final=True)
+                    self._look()
                     self._consistent = self.finished = True
         except KeyboardInterrupt:
-            self.watcher.note("Interrupted: saving." if self._consistent else "Interrupted.")
+            self.watcher.note(
+                "Interrupted: saving." if self._consistent else "Interrupted within an update: nothing new is saved."
+            )
         finally:
             self.seconds["total"] = earlier["total"] + time.perf_counter() - began
             try:
@@ -210,9 +222,10 @@ class Trainer:
         if self.folder is not None:
             from pglab.agent import export
 
-            export(self.agent, self.config, self.folder.path / "agent.safetensors")
+            if self._consistent:
+                export(self.agent, self.config, self.folder.path / "agent.safetensors")
             if self.finished:
-                self.folder.write_results(trained.results())
+                self.folder.write_results({**trained.results(), **self.folder.tuned()})
         return trained
 
     def trained(self) -> Trained:
@@ -232,7 +245,7 @@ class Trainer:
             # A member that has had its steps stays as it is while others go on: its rate is 0 from here.
             active = torch.tensor(~done, dtype=torch.float32, device=self.device).unsqueeze(1)
         self.agent.active = active
-        self._evaluate_and_measure(final=False)
+        self._look()
 
     def _count(self, rollout: Any) -> None:
         self.steps += rollout.valid.sum((0, 2)).cpu().numpy()
@@ -301,52 +314,40 @@ class Trainer:
 
     # -- looking at the policy
 
-    def _evaluate_and_measure(self, final: bool) -> None:
-        at = int(self.steps.min())
-        c = self.config
-        if final or at >= self.next_evaluation:
+    def _look(self) -> None:
+        """Evaluate and measure what is due, in environments of their own."""
+        for look, agent, steps in self.stages.ready(self.agent, self.steps, self.config.total_steps):
             began = time.perf_counter()
-            if self.eval_env is None or final:
-                if self.eval_env is not None:
-                    self.eval_env.close()
-                episodes = c.evaluation.final_episodes if final else c.evaluation.episodes
-                self.eval_env = self.environment(len(self.population), episodes)
-            returns, lengths = evaluate(self.agent, self.eval_env, len(self.evaluations), c.evaluation.deterministic)
-            self.evaluations.append({"steps": self.steps.tolist(), "returns": returns.tolist()})
-            while self.next_evaluation <= at:
-                self.next_evaluation += c.evaluation.every
-            if self.tracker is not None:
-                means = {"eval/return": returns.mean(1), "eval/length": lengths.mean(1)}
-                self.tracker.log(int(self.steps.mean()), means)
-            self._show(float(iqm(returns.mean(1))), None)
-            self.seconds["evaluation"] += time.perf_counter() - began
-        m = c.measurement
-        while len(self.measurements) < len(m.at):
-            fraction = m.at[len(self.measurements)]
-            if not (final or at >= fraction * c.total_steps) or not self._measurable(final):
-                break
-            began = time.perf_counter()
-            found = measure(
-                self.agent, lambda p: self.environment(p, c.env.num_envs), m.replicates, len(self.measurements)
-            )
-            stage = STAGES.get(fraction, f"{fraction:g}")
-            self.measurements.append(
-                {"stage": stage, "step": int(self.steps.mean()), "replicates": m.replicates, **found}
-            )
-            if self.tracker is not None:
-                values = {f"gradient/{name}": np.array(value) for name, value in found.items()}
-                values["gradient/nsr_low"], values["gradient/nsr_high"] = (
-                    values.pop("gradient/low"),
-                    values.pop("gradient/high"),
-                )
-                self.tracker.log(int(self.steps.mean()), values)
-            self.seconds["measurement"] += time.perf_counter() - began
+            if look.kind == "evaluation":
+                self._evaluate(look, agent, steps)
+            else:
+                self._measure(look, agent, steps)
+            self.seconds[look.kind] += time.perf_counter() - began
 
-    def _measurable(self, final: bool) -> bool:
-        """A replay agent has nothing to measure before its first update."""
-        if not isinstance(self.agent, ActorCriticAgent):
-            return True
-        return final or self.agent.rounds * self.agent.round_rows >= self.agent.settings.replay.warmup
+    def _evaluate(self, look: Look, agent: Agent, steps: list[int]) -> None:
+        c, members = self.config.evaluation, len(self.population)
+        if look.number == FINAL:
+            with closing(self.environment(members, c.final_episodes, training=False)) as env:
+                returns, lengths = evaluate(agent, env, look.number, c.deterministic)
+        else:
+            if self.eval_env is None:
+                self.eval_env = self.environment(members, c.episodes, training=False)
+            returns, lengths = evaluate(agent, self.eval_env, look.number, c.deterministic)
+        self.evaluations.append({"steps": steps, "returns": returns.tolist()})
+        if self.tracker is not None:
+            means = {"eval/return": returns.mean(1), "eval/length": lengths.mean(1)}
+            self.tracker.log(int(np.mean(steps)), means)
+        self._show(float(iqm(returns.mean(1))), None)
+
+    def _measure(self, look: Look, agent: Agent, steps: list[int]) -> None:
+        m, n = self.config.measurement, self.config.env.num_envs
+        found = measure(agent, lambda p: self.environment(p, n, training=False), m.replicates, look.number)
+        fraction, step = m.at[look.number], int(np.mean(steps))
+        stage = STAGES.get(fraction, f"{fraction:g}")
+        self.measurements.append({"stage": stage, "step": step, "steps": steps, "replicates": m.replicates, **found})
+        if self.tracker is not None:
+            names = {"low": "nsr_low", "high": "nsr_high"}
+            self.tracker.log(step, {f"gradient/{names.get(k, k)}": np.array(v) for k, v in found.items()})
 
 
 def _yaml(value: dict[str, Any]) -> str:
@@ -390,10 +391,13 @@ def resume(folder: str | Path, watcher: Watcher | None = None, overrides: dict[s
     trainer = Trainer(config, run, watcher)
     for path in reversed(found):
         try:
-            trainer.restore(path)
-            break
+            tree = checkpoint.load(path, trainer.device, trainer.replay)
         except PglabError:
             if path == found[0]:
                 raise
             trainer.watcher.note(f"Checkpoint {path.name} cannot be read: going back to the one before.")
+            continue
+        trainer.restore(tree)
+        checkpoint.drop_newer(path, trainer.replay)
+        break
     return trainer.run()

@@ -51,7 +51,7 @@ def test_the_parts_of_a_batch_average_to_the_whole_batchs_gradient(minibatches, 
     agent.gradient(prepared)
     whole = agent.policy_parameters.grad.clone()
     mean = torch.zeros_like(whole)
-    for part in agent._minibatches(prepared, 0):
+    for part in agent.minibatches(prepared, 0):
         agent.gradient(part)
         mean += agent.policy_parameters.grad * part.weight.shape[2] / 18
     torch.testing.assert_close(mean, whole, rtol=1e-3, atol=1e-4)

@@ -196,7 +196,7 @@ def test_kill_9_leaves_readable_checkpoints_and_the_resumed_run_equals_the_unint
         return checkpoint.plain(trainer.agent.state())
 
     resumed, fresh = Trainer(config), Trainer(config)
-    resumed.restore(checkpoint.checkpoints(folder / "checkpoints")[-1])
+    resumed.restore(checkpoint.load(checkpoint.checkpoints(folder / "checkpoints")[-1], resumed.device, None))
     assert_same(until_goal(resumed), until_goal(fresh))
 
 

@@ -8,6 +8,7 @@ Letters: P population, N environments, B minibatch rows (estimator rows are `[1,
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,10 +61,11 @@ class ActorCriticAgent(Agent):
         self.replay = Replay(len(population), capacity, spec.observation_size, action_size, masked, self.noise.device)
         self.newest = self.round_rows if on_policy else None
         self.chunks = ChunkedNoise(self.noise)
-        self.position: Position | None = None
+        self.position = None
         self.rounds = 0
-        start = self.hyper("entropy_weight").clamp_min(1e-8)
-        self.log_alpha = start.log()  # [P, 1]
+        start = self.hyper("entropy_weight")
+        # log alpha moves by small steps, so it cannot start from a weight of 0: then it starts from 1.
+        self.log_alpha = torch.where(start > 0, start, 1.0).log()  # [P, 1]
         self.alpha_optimizer = OptimizerConfig().initial(self.log_alpha)
         target = self.settings.target_entropy
         if target is None:
@@ -76,6 +78,11 @@ class ActorCriticAgent(Agent):
 
     def networks(self) -> dict[str, Parameters]:
         return {"policy": self.policy_parameters, "critic": self.critic.parameters, "target": self.critic.target}
+
+    def take_networks(self, networks: Mapping[str, Parameters]) -> None:
+        self.policy_parameters = networks["policy"]
+        self.critic = copy.copy(self.critic)
+        self.critic.parameters, self.critic.target = networks["critic"], networks["target"]
 
     def state(self) -> dict[str, Any]:
         tree = super().state() | {
@@ -95,9 +102,6 @@ class ActorCriticAgent(Agent):
         self.replay.count, self.rounds = tree["replay"]["count"], tree["rounds"]
         at = tree.get("position")
         self.position = None if at is None else Position(at["obs"], at["time"], at["mask"])
-
-    def observe(self, position: Position) -> None:
-        self.position = position
 
     @property
     def steps_per_update(self) -> int | None:
@@ -277,6 +281,8 @@ class ActorCriticAgent(Agent):
         grad = (h - self.target_entropy).unsqueeze(1)  # [P, 1]
         rate = self.settings.entropy_learning_rate
         step = self.rate() if rate is None else torch.full_like(self.log_alpha, rate)
+        if rate is not None and self.active is not None:
+            step = step * self.active
         OptimizerConfig().step(self.log_alpha, grad, self.alpha_optimizer, step)
 
     def update(self, env: Environment) -> tuple[Metrics, Rollout]:
@@ -299,5 +305,6 @@ class ActorCriticAgent(Agent):
                     metrics |= info
                 self.critic.move_target()
                 self.updates += 1
-        self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, rollout.valid, self.hyper("discount"))
+        learned = self.learning(rollout.valid)
+        self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, learned, self.hyper("discount"))
         return metrics, rollout

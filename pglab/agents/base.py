@@ -12,13 +12,15 @@ from torch import Tensor
 
 from pglab.config import Config
 from pglab.distributions import Distribution
-from pglab.environments.contract import Environment, EnvironmentSpec
+from pglab.environments.contract import Environment, EnvironmentSpec, Resumed
+from pglab.errors import PglabError
 from pglab.networks import Parameters
 from pglab.optimizers import clip_by_member
 from pglab.policy import Policy
 from pglab.population import Population
 from pglab.preprocessing import Preprocessor
 from pglab.rollout import Position, Rollout
+from pglab.trees import repeat_members
 
 Metrics = dict[str, Tensor]
 """What an update reports: tag -> `[P]`, left on the device until it is logged."""
@@ -89,23 +91,65 @@ class Agent(ABC):
     def update(self, env: Environment) -> tuple[Metrics, Rollout]:
         """Collect one batch and learn from it. Returns metrics `[P]` and what was collected."""
 
-    @abstractmethod
-    def observe(self, position: Position) -> None:
-        """Go on from here at the next `update` (after a restart of the environments)."""
+    position: Position | None
+    """Where the environments stand between two updates; None before the first."""
+
+    def begin_again(self, resumed: Resumed) -> None:
+        """Start from the environments' own observations where episodes could not be gone on with."""
+        if self.position is not None:
+            at = self.position
+            obs = torch.where(resumed.lost.unsqueeze(-1), resumed.obs, at.obs)
+            self.position = Position(obs, at.time * ~resumed.lost, resumed.action_mask)
 
     def replicated(self, replicates: range, *prefix: int) -> Self:
         """This agent, frozen, with each member once for every number in `replicates` and noise of its own for each: what
         a measurement collects with and differentiates. Shares nothing that `gradient` changes."""
-        members, r = len(self.population), len(replicates)
+        r = len(replicates)
         twin = copy.copy(self)
         twin.population = self.population.replicated(replicates, *prefix)
         twin.noise = twin.population.noise
         twin.policy_parameters = self.policy_parameters.repeated(r)
-        twin.baseline_state = repeat_members(self.baseline_state, members, r)
+        twin.baseline_state = repeat_members(self.baseline_state, r)
         twin.preprocessor = copy.copy(self.preprocessor)
-        twin.preprocessor.state = repeat_members(self.preprocessor.state, members, r)
+        twin.preprocessor.state = repeat_members(self.preprocessor.state, r)
         twin.progress = [x for x in self.progress for _ in replicates]
         return twin
+
+    def at_progress(self, progress: list[float]) -> Self:
+        """This agent as it is at these fractions of training (for its schedules)."""
+        twin = copy.copy(self)
+        twin.progress = progress
+        return twin
+
+    def frozen_state(self) -> dict[str, Any]:
+        """What `frozen` needs: networks, baseline and normaliser, tensors with the member axis first."""
+        return {
+            "networks": {name: p.flat for name, p in self.networks().items()},
+            "baseline": self.baseline_state,
+            "preprocessor": self.preprocessor.state,
+        }
+
+    def frozen(self, tree: Mapping[str, Any]) -> Self:
+        """An agent that is what this one was when `tree` was taken; to be evaluated or measured, not trained."""
+        twin = copy.copy(self)
+        twin.take_networks(
+            {
+                name: Parameters(p.shapes, tree["networks"][name], p.copies, p.trainable)
+                for name, p in self.networks().items()
+            }
+        )
+        twin.baseline_state = tree["baseline"]
+        twin.preprocessor = copy.copy(self.preprocessor)
+        twin.preprocessor.state = tree["preprocessor"]
+        return twin
+
+    @abstractmethod
+    def take_networks(self, networks: Mapping[str, Parameters]) -> None:
+        """Use these in place of `networks()`."""
+
+    def learning(self, valid: Tensor) -> Tensor:
+        """Rows `[T, P, N]` that normalisers and baselines learn from: not those of members that are done."""
+        return valid if self.active is None else valid & (self.active > 0)
 
     def state(self) -> dict[str, Any]:
         """Everything that training changes, as a tree of tensors and numbers."""
@@ -119,7 +163,18 @@ class Agent(ABC):
         }
 
     def load_state(self, tree: Mapping[str, Any]) -> None:
-        """Take over a tree made by `state` of an agent with the same config and as many members."""
+        """Take over a tree made by `state` of an agent with the same config and as many members. PglabError if it is of
+        another shape."""
+        for name, p in self.networks().items():
+            saved = tree["networks"].get(name)
+            if saved is None or saved.shape != p.flat.shape:
+                given = "none" if saved is None else list(saved.shape)
+                raise PglabError(
+                    f"The checkpoint does not fit the config: its {name} network has shape {given}, the config's "
+                    f"{list(p.flat.shape)} (members, parameters)."
+                )
+        if tree["preprocessor"].keys() != self.preprocessor.state.keys():
+            raise PglabError("The checkpoint does not fit the config: preprocessing's normalisation was changed.")
         with torch.no_grad():
             for name, p in self.networks().items():
                 p.flat.copy_(tree["networks"][name])
@@ -128,14 +183,3 @@ class Agent(ABC):
         self.preprocessor.state = tree["preprocessor"]
         self.updates = tree["updates"]
         self.progress = tree["progress"]
-
-
-def repeat_members(tree: Any, members: int, replicates: int) -> Any:
-    """A tree with every member's tensors `replicates` times in a row along the member axis (the first)."""
-    if isinstance(tree, Tensor):
-        return tree.repeat_interleave(replicates, 0) if tree.ndim and tree.shape[0] == members else tree.clone()
-    if isinstance(tree, Mapping):
-        return {key: repeat_members(value, members, replicates) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [repeat_members(value, members, replicates) for value in tree]
-    return tree

@@ -55,7 +55,7 @@ class OnPolicyAgent(Agent):
             self.value_network = MLP((spec.observation_size, *s.value.hidden, 1), s.value.activation, 1.0, stream=1)
             self.value_parameters = self.value_network.initial(population.noise)
             self.value_optimizer = config.optimizer.initial(self.value_parameters.flat)
-        self.position: Position | None = None
+        self.position = None
 
     # -- state
 
@@ -64,6 +64,10 @@ class OnPolicyAgent(Agent):
         if self.value_parameters is not None:
             found["value"] = self.value_parameters
         return found
+
+    def take_networks(self, networks: Mapping[str, Parameters]) -> None:
+        self.policy_parameters = networks["policy"]
+        self.value_parameters = networks.get("value")
 
     def state(self) -> dict[str, Any]:
         tree = super().state()
@@ -110,10 +114,6 @@ class OnPolicyAgent(Agent):
         drawn = block_noise(env, self.noise, counter, s.steps, self.event)
         rollout, self.position = block(env, self.act, self.policy.present, self.position, *drawn)
         return rollout
-
-    def observe(self, position: Position) -> None:
-        """Go on from here at the next `collect` (after a restart of the environments)."""
-        self.position = position
 
     # -- learning
 
@@ -224,25 +224,33 @@ class OnPolicyAgent(Agent):
         prepared = self.prepare(rollout)
         metrics: Metrics = {}
         for epoch in range(s.epochs):
-            for part in self._minibatches(prepared, epoch):
+            for part in self.minibatches(prepared, epoch):
                 metrics |= self.gradient(part)
                 metrics["gradient/norm"] = self.step_policy()
                 if self.value_parameters is not None:
                     metrics |= self.learn_value(part)
-        self.baseline_state, info = self.config.baseline.update(self.baseline_state, prepared.batch)
+        learned = self.learning(rollout.valid)
+        batch = replace(prepared.batch, valid=learned)
+        self.baseline_state, info = self.config.baseline.update(self.baseline_state, batch)
         metrics |= info
-        self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, rollout.valid, self.hyper("discount"))
+        self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, learned, self.hyper("discount"))
         self.updates += 1
         return metrics, rollout
 
-    def _minibatches(self, prepared: Prepared, epoch: int) -> list[Prepared]:
+    def minibatches(self, prepared: Prepared, epoch: int) -> list[Prepared]:
         """The batch itself, or its rows shuffled into parts with rows `[1, P, B]`. Only the very first step may use the
-        noise that made the actions: afterwards the parameters have moved."""
+        noise that made the actions: afterwards the parameters have moved.
+
+        A member's valid rows are spread evenly over the parts, whatever padding the others' longer episodes bring.
+        """
         m = self.settings.minibatches
         if m == 1:
             return [prepared if epoch == 0 else replace(prepared, draw=Draw(prepared.draw.action))]
         t, _, n = prepared.weight.shape
-        order = self.noise.permutation(Purpose.MINIBATCH, (self.updates, epoch), t * n)  # [P, T*N]
+        keys = self.noise.uniform(Purpose.MINIBATCH, (self.updates, epoch), (t, n), axis=1)  # [T, P, N]
+        keys = torch.where(prepared.batch.valid, keys, 2.0).transpose(0, 1).flatten(1)  # [P, T*N], not valid last
+        order = keys.argsort(dim=1, stable=True)
+        total = prepared.batch.valid.sum((0, 2))[:, None]  # [P, 1]
 
         def cut(x: Tensor, index: Tensor) -> Tensor:
             flat = x.transpose(0, 1).flatten(1, 2)  # [P, T*N, ...]
@@ -254,7 +262,9 @@ class OnPolicyAgent(Agent):
                 return None if x is None else cut(x, index)
 
             signal, batch = prepared.signal, prepared.batch
-            obs = cut(prepared.obs, index)
+            obs, valid = cut(prepared.obs, index), cut(batch.valid, index)
+            # Weights hold one over the whole batch's count; a part of it weighs as much as the whole.
+            share = total / valid.sum((0, 2))[:, None].clamp_min(1)  # [P, 1]
             return Prepared(
                 obs,
                 maybe(prepared.action_mask),
@@ -265,13 +275,12 @@ class OnPolicyAgent(Agent):
                     baseline=maybe(signal.baseline),
                     behaviour_log_prob=maybe(signal.behaviour_log_prob),
                 ),
-                # Weights hold one over the whole batch's count; a part of it weighs as much as the whole.
-                cut(prepared.weight, index) * (t * n / index.shape[1]),
-                cut(prepared.value_weight, index) * (t * n / index.shape[1]),
-                replace(batch, obs=obs, value=cut(batch.value, index), distribution=None),
+                cut(prepared.weight, index) * share,
+                cut(prepared.value_weight, index) * share,
+                replace(batch, obs=obs, value=cut(batch.value, index), valid=valid, distribution=None),
             )
 
-        return [part(index) for index in order.chunk(m, dim=1)]
+        return [part(order[:, i::m]) for i in range(min(m, t * n))]
 
 
 def whitened(advantage: Tensor, valid: Tensor) -> Tensor:

@@ -80,6 +80,12 @@ class Reset(NamedTuple):
     action_mask: Tensor | None  # [P, N, D, K] bool, True where allowed
 
 
+class Resumed(NamedTuple):
+    obs: Tensor  # [P, N, O] float32: what the policy sees next
+    action_mask: Tensor | None  # [P, N, D, K] bool
+    lost: Tensor  # [P, N] bool: episodes that could not be gone on with and have begun again
+
+
 class Step(NamedTuple):
     """One transition of every environment."""
 
@@ -120,7 +126,7 @@ class Environment(ABC):
         """A tree of tensors, numbers and strings from which `set_state` goes on (see `spec.resume`)."""
 
     @abstractmethod
-    def set_state(self, state: Tree) -> Reset:
+    def set_state(self, state: Tree) -> Resumed:
         """Go on from `get_state`'s tree. Where `spec.resume` is `restart`, episodes under way are begun again."""
 
     def close(self) -> None:  # noqa: B027

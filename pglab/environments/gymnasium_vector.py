@@ -16,7 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 from torch import Tensor
 
-from pglab.environments.contract import Environment, EnvironmentSpec, Reset, Step, Tree
+from pglab.environments.contract import Environment, EnvironmentSpec, Reset, Resumed, Step, Tree
 from pglab.environments.gymnasium_make import close_vector, dead_workers, make_vector
 from pglab.environments.gymnasium_state import Recorder, exact_state, is_exact, restore_exact
 from pglab.environments.spaces import action_spec, encode_action_mask, observation_encoder, to_env_actions
@@ -131,7 +131,11 @@ class GymnasiumEnvironment(Environment):
             PglabError: the environment raised, a worker process died, a reward or observation is not finite, an action
                 mask allows nothing, or is missing though the first reset gave one.
         """
-        env_action = to_env_actions(self._action, action.reshape(self._n, *self._action.event_shape))
+        action = action.reshape(self._n, *self._action.event_shape)
+        if self._action.kind == "continuous":
+            # A member that has diverged must not end the others' training: the training loop says so, not the environment.
+            action = torch.nan_to_num(action)
+        env_action = to_env_actions(self._action, action)
         obs, rewards, terminated, truncated, info = self._call("step", self.vector.step, env_action)
         done = terminated | truncated  # [n]
         valid = ~self._pending  # [n]
@@ -181,7 +185,7 @@ class GymnasiumEnvironment(Environment):
             "environments": environments,
         }
 
-    def set_state(self, state: Tree) -> Reset:
+    def set_state(self, state: Tree) -> Resumed:
         """Go on from `get_state`'s tree.
 
         Where `resume` is `restart`, all episodes are begun again, with seeds that follow from those of the last reset
@@ -203,7 +207,7 @@ class GymnasiumEnvironment(Environment):
         if self.spec.resume != state["resume"] or not isinstance(self.vector, SyncVectorEnv):
             if self.spec.resume != "restart":
                 self._warn_begun_again(np.ones(self._n, dtype=bool), f"the state was saved as {state['resume']!r}")
-            return self._reset_all(seeds)
+            return self._resumed(self._reset_all(seeds), np.ones(self._n, dtype=bool))
         # The vector environment's own bookkeeping starts from a clean slate, and wrappers ask for a reset.
         self._reset_all(list(state["seeds"]))
         self._steps = state["steps"]
@@ -217,7 +221,11 @@ class GymnasiumEnvironment(Environment):
             self._pending &= ~lost
             self._seeds = [new if row else old for new, old, row in zip(seeds, self._seeds, lost, strict=True)]
             self._obs = self._reset_rows(lost, self._seeds)
-        return self._as_reset()
+        return self._resumed(self._as_reset(), lost)
+
+    def _resumed(self, reset: Reset, lost: np.ndarray) -> Resumed:
+        shaped = lost.reshape(self.num_members, self.num_envs)
+        return Resumed(*reset, torch.from_numpy(shaped.copy()).to(self.device))
 
     def close(self) -> None:
         """Close the environments; worker processes that do not answer within seconds, or died, are terminated."""

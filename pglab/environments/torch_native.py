@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pglab.environments.contract import Environment, EnvironmentSpec, Reset, Step, Tree
+from pglab.environments.contract import Environment, EnvironmentSpec, Reset, Resumed, Step, Tree
 from pglab.environments.spaces import action_spec
 from pglab.errors import PglabError
 from pglab.noise import Counter, Noise, Purpose
@@ -121,7 +121,7 @@ class TorchEnvironment(Environment):
             "elapsed": self.elapsed.cpu().clone(),
         }
 
-    def set_state(self, state: Tree) -> Reset:
+    def set_state(self, state: Tree) -> Resumed:
         """Go on from `get_state`'s tree, exactly.
 
         Raises:
@@ -134,7 +134,8 @@ class TorchEnvironment(Environment):
             )
         self.state = state["state"].to(self.device, self._dtype, copy=True)
         self.elapsed = state["elapsed"].to(self.device, torch.int32, copy=True)
-        return Reset(self.env.observe(self.state), None)
+        lost = torch.zeros(self.elapsed.shape, dtype=torch.bool, device=self.device)
+        return Resumed(self.env.observe(self.state), None, lost)
 
     def _env_action(self, action: Tensor) -> Tensor:
         """`[P, N]` int64 for Discrete, `[P, N, A]` in the environment's units for a Box."""

@@ -6,8 +6,9 @@ for baselines that couple rows as well.
 
 On-policy agents: replicates are members of a larger population, each with its own fresh environments. Whole-episode
 collection starts them afresh, as training does. Step-wise collection goes on from where episodes happen to be, so the
-environments are first played under the frozen policy from starts at random phases. Actor-critic agents: states are
-redrawn from the frozen replay, actions anew.
+environments are first played under the frozen policy from starts at random phases (training's own may keep step with one
+another where all episodes last equally long). With minibatches, the gradient is that of an update's first step.
+Actor-critic agents: states are redrawn from the frozen replay, actions anew; with on-policy data, from the last round.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ DEFINITION = (
     "independent replicates (whole batches) at a frozen policy; 95 % intervals."
 )
 ROWS = 120_000  # rows [T x P x N] held at a time
+INSTANCES = 4096  # environments at a time
 PHASES = 8  # steps between starts while environments are brought to random phases
 
 
@@ -68,7 +70,7 @@ def _replayed(agent: ActorCriticAgent, replicates: int, snapshot: int) -> np.nda
 def _collected(agent: OnPolicyAgent, make_env: MakeEnvironment, replicates: int, snapshot: int) -> np.ndarray:
     members, s = len(agent.population), agent.settings
     longest = s.steps if s.collect == "steps" else (agent.spec.max_episode_steps or 1000) * s.episodes
-    at_once = max(1, ROWS // (members * agent.num_envs * longest))
+    at_once = max(1, min(ROWS // (members * agent.num_envs * longest), INSTANCES // (members * agent.num_envs)))
     found = []
     for start in range(0, replicates, at_once):
         numbers = range(start, min(start + at_once, replicates))
@@ -76,8 +78,9 @@ def _collected(agent: OnPolicyAgent, make_env: MakeEnvironment, replicates: int,
         env = make_env(members * len(numbers))
         try:
             if s.collect == "steps":
-                twin.observe(_random_phases(twin, env))
-            twin.gradient(twin.prepare(twin.collect(env, (2,))))
+                twin.position = _random_phases(twin, env)
+            # The first step's rows: all of them, or the first minibatch.
+            twin.gradient(twin.minibatches(twin.prepare(twin.collect(env, (2,))), 0)[0])
         finally:
             env.close()
         assert twin.policy_parameters.grad is not None

@@ -25,7 +25,17 @@ from pglab.errors import PglabError
 from pglab.tracking.files import atomic_write, file_error, read_json, write_json, write_text, write_yaml
 from pglab.tracking.provenance import git_state, versions
 
-_FILES = ("config.yaml", "command.txt", "versions.json", "git.json", "git.diff", "log.csv", "results.json")
+_FILES = (
+    "config.yaml",
+    "command.txt",
+    "versions.json",
+    "git.json",
+    "git.diff",
+    "log.csv",
+    "results.json",
+    "tuned.json",
+    "agent.safetensors",
+)
 _FOLDERS = ("checkpoints", "tensorboard")
 
 
@@ -127,10 +137,17 @@ class RunFolder:
         """`results.json`, or None where the run has not come to its end. Raises PglabError where it is damaged."""
         return read_json(self.results_path) if self.results_path.exists() else None
 
+    def tuned(self) -> dict[str, Any]:
+        """`chosen` and `grid` of a run whose settings were tuned first; empty for others."""
+        path = self.path / "tuned.json"
+        return read_json(path) if path.exists() else {}
+
     def _clear(self) -> None:
         self.config_path.unlink(missing_ok=True)  # first: half a removal must not look like a run folder
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
+        for half in self.path.glob(".*.tmp"):  # of a process that was killed while writing
+            half.unlink(missing_ok=True)
         for name in _FOLDERS:
             if (self.path / name).exists():
                 shutil.rmtree(self.path / name)
