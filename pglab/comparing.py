@@ -17,8 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from pglab.capabilities import check_fit
 from pglab.config import ActorCriticConfig, Config, override, read_yaml
-from pglab.errors import PglabError
+from pglab.environments import make_environment
+from pglab.environments.contract import EnvironmentSpec
+from pglab.errors import PglabError, unknown
 from pglab.lab.comparison import (
     CAPTION,
     ComparisonConfig,
@@ -32,6 +35,7 @@ from pglab.lab.comparison import (
     variants_of,
 )
 from pglab.lab.statistics import iqm
+from pglab.population import swept_fields
 from pglab.shipped import comparison_file
 from pglab.tracking import RunFolder, unique_run_path
 from pglab.tracking.files import write_json, write_text, write_yaml
@@ -58,10 +62,11 @@ Report = Callable[[tuple[Any, ...]], None]
 
 def run_job(job: Job, report: Report, stop: Callable[[], bool] = lambda: False) -> str:
     """Train one variant (after tuning it, where a grid is given) and write its folder. Returns `done` or `stopped`."""
-    from pglab.registry import load_plugin
+    from pglab.registry import load_installed_plugins, load_plugin
     from pglab.training import resume, train
     from pglab.watching import Watcher
 
+    load_installed_plugins()
     for plugin in job.plugins:
         load_plugin(plugin)
     watcher = Watcher(
@@ -72,47 +77,55 @@ def run_job(job: Job, report: Report, stop: Callable[[], bool] = lambda: False) 
     if job.resume:
         trained = resume(job.folder, watcher)
         return "done" if trained.finished else "stopped"
-    data, chosen = job.data, {}
+    data, tuned = job.data, {}
     if job.tune:
         found = tune(job, watcher)
         if found is None:
             return "stopped"
-        chosen = found
-        for path, value in chosen.items():
-            data = override(data, path, value)
-    trained = train(data, job.folder, job.command, watcher)
-    if trained.finished and chosen:
-        RunFolder.open(job.folder).write_results({**trained.results(), "chosen": chosen, "grid": job.tune})
+        data, chosen = found
+        tuned = {"chosen": chosen, "grid": job.tune}
+    trained = train(data, job.folder, job.command, watcher, tuned=tuned)
     return "done" if trained.finished else "stopped"
 
 
-def tune(job: Job, watcher: Any) -> dict[str, float] | None:
-    """The grid's best combination by IQM over tuning seeds (as many as are reported, but others) at the end of training;
-    None if it was interrupted."""
+def with_values(data: dict[str, Any], path: str, values: Sequence[float]) -> dict[str, Any]:
+    """`data` with a swept field set to these values: where it has a schedule, the schedule starting from each of them."""
+    (schedule,) = swept_fields(Config.read(data))[path]
+    laid = [v if schedule.kind == "constant" else {**schedule.model_dump(), "start": v} for v in values]
+    return override(data, path, laid)
+
+
+def tune(job: Job, watcher: Any) -> tuple[dict[str, Any], dict[str, float]] | None:
+    """The config with the grid's best combination, and that combination: by IQM over tuning seeds (as many as are
+    reported, but others) at the end of training. None if it was interrupted."""
     from pglab.training import train
 
-    config = Config.read(job.data)
-    seeds = [TUNING_SEEDS + i for i in range(len(config.seed_list))]
-    data = override(job.data, "seeds", seeds)
-    data = override(data, "measurement.at", [])
+    seeds = [TUNING_SEEDS + i for i in range(len(Config.read(job.data).seed_list))]
+    data = override(override(job.data, "seeds", seeds), "measurement.at", [])
     for path, values in job.tune.items():
-        data = override(data, path, values)
+        data = with_values(data, path, values)
     trained = train(data, watcher=watcher)
     if not trained.finished:
         return None
     final = np.mean(trained.evaluations[-1]["returns"], axis=1)  # [P]
-    scores: dict[tuple[tuple[str, float], ...], list[float]] = {}
+    single = {path: values[0] for path, values in job.tune.items() if len(values) == 1}
+    scores: dict[tuple[float, ...], list[float]] = {}
     for member, score in zip(trained.members, final.tolist(), strict=True):
-        setting = tuple((path, member[path]) for path in job.tune if path in member)
+        setting = tuple(float(member[path] if path in member else single[path]) for path in job.tune)
         scores.setdefault(setting, []).append(score)
-    best = max(scores, key=lambda setting: float(iqm(np.array(scores[setting]))))
-    watcher.note(f"tuned: {', '.join(f'{k}={v:g}' for k, v in best)} (IQM {float(iqm(np.array(scores[best]))):.1f})")
-    return dict(best)
+    ranked = {setting: float(np.nan_to_num(iqm(np.array(found)), nan=-np.inf)) for setting, found in scores.items()}
+    best = max(ranked, key=lambda setting: ranked[setting])
+    chosen = dict(zip(job.tune, best, strict=True))
+    watcher.note(f"tuned: {', '.join(f'{k}={v:g}' for k, v in chosen.items())} (IQM {ranked[best]:.1f})")
+    data = job.data
+    for path, value in chosen.items():
+        data = with_values(data, path, [value])
+    return data, chosen
 
 
 def work(jobs: Any, reports: Any, stop: Any) -> None:
     """A worker process: takes jobs until there are none (or it is asked to stop), and reports how each went."""
-    # Ctrl-C reaches every process of the terminal; the parent alone decides, and asks through `stop`.
+    # Ctrl-C reaches every process of the terminal; between jobs the parent alone decides, and asks through `stop`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while not stop.is_set():
         job = jobs.get()
@@ -161,6 +174,8 @@ def _one_by_one(jobs: Sequence[Job], report: Report, ended: Ended) -> None:
             report(("ended", job.key, run_job(job, report), ""))
         except PglabError as error:
             report(("ended", job.key, "failed", str(error)))
+        except Exception:
+            report(("ended", job.key, "failed", traceback.format_exc()))
         if ended[job.key][0] == "stopped":
             return
 
@@ -173,28 +188,31 @@ def _side_by_side(jobs: Sequence[Job], workers: int, report: Report, ended: Ende
     for job in jobs:
         todo.put(job)
     count = min(workers, len(jobs))
-    processes = [context.Process(target=work, args=(todo, reports, stop), daemon=True) for _ in range(count)]
+    processes = [context.Process(target=work, args=(todo, reports, stop)) for _ in range(count)]
     for _ in processes:
         todo.put(None)
-    with DeferredInterrupt() as interrupt:
-        for process in processes:
-            process.start()
-        try:
+    try:
+        with DeferredInterrupt() as interrupt:
+            for process in processes:
+                process.start()
             while any(p.is_alive() for p in processes):
                 if interrupt.asked and not stop.is_set():
                     stop.set()
                     progress.note("Interrupted: the running variants save and stop (Ctrl-C again to give up).")
                 with contextlib.suppress(queue.Empty):
                     report(reports.get(timeout=0.2))
-        except KeyboardInterrupt:
-            for process in processes:
-                process.kill()
         with contextlib.suppress(queue.Empty):
             while True:
                 report(reports.get(timeout=0.05))
-    todo.cancel_join_thread()
-    for process in processes:
-        process.join()
+    except KeyboardInterrupt:
+        progress.note("Given up: what was saved before can be resumed.")
+    finally:
+        # Workers are no daemons (asynchronous environments have processes of their own), so none may outlive this.
+        todo.cancel_join_thread()
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
     if not interrupt.asked:
         for job in jobs:
             ended.setdefault(job.key, ("failed", "its worker process died before it came to an end"))
@@ -262,9 +280,8 @@ def compare(
     """
     comparison = read_comparison(source)
     variants = variants_of(comparison, list(overrides), list(only))
-    for path in tune or {}:
-        for variant in variants:
-            Config.read(override(variant.data, path, (tune or {})[path]), where=f"--tune {path}, variant {variant.key}")
+    grid = comparison.tune if tune is None else tune
+    check(variants, grid)
     said = command if command is not None else shlex.join(sys.argv)
     folder = unique_run_path(root, comparison.name)
     groups = {
@@ -272,12 +289,31 @@ def compare(
         for name, group in comparison.groups.items()
     }
     kept = {name: group for name, group in groups.items() if group["variants"]}
-    resolved = {**comparison.model_dump(), "groups": kept}
+    resolved = {**comparison.model_dump(), "groups": kept, "tune": grid}
     write_yaml(folder / "comparison.yaml", resolved)
-    jobs = [
-        Job(v.key, v.data, str(folder / v.group / v.name), said, list(plugins), tune=dict(tune or {})) for v in variants
-    ]
+    jobs = [Job(v.key, v.data, str(folder / v.group / v.name), said, list(plugins), tune=dict(grid)) for v in variants]
     return _finish(folder, ComparisonConfig.read(resolved, "comparison"), variants, jobs, workers, quiet)
+
+
+def check(variants: Sequence[Variant], grid: dict[str, list[float]]) -> None:
+    """PglabError when a variant does not fit its environment, or the grid does not fit a variant."""
+    specs: dict[str, EnvironmentSpec] = {}
+    for variant in variants:
+        config = variant.config()
+        e = config.env
+        key = e.model_dump_json()
+        if key not in specs:
+            env = make_environment(e.id, 1, 1, e.backend, "sync", "disabled", e.kwargs, e.max_episode_steps)
+            specs[key] = env.spec
+            env.close()
+        try:
+            check_fit(config, specs[key])
+        except PglabError as error:
+            raise PglabError(f"variant {variant.key}: {error}") from None
+        for path, values in grid.items():
+            if path not in swept_fields(config):
+                raise unknown(f"field to tune (variant {variant.key})", path, swept_fields(config))
+            Config.read(with_values(variant.data, path, values), where=f"--tune {path}, variant {variant.key}")
 
 
 def resume_comparison(folder: Path, workers: int = 1, quiet: bool = False, plugins: Sequence[str] = ()) -> Compared:
@@ -293,7 +329,7 @@ def resume_comparison(folder: Path, workers: int = 1, quiet: bool = False, plugi
         command = f"pglab resume {shlex.quote(str(folder))}"
         if not started and path.is_dir():
             RunFolder.discard(path)
-        jobs.append(Job(v.key, v.data, str(path), command, list(plugins), resume=started))
+        jobs.append(Job(v.key, v.data, str(path), command, list(plugins), started, dict(comparison.tune)))
     return _finish(folder, comparison, variants, jobs, workers, quiet)
 
 

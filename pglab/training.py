@@ -27,6 +27,7 @@ from pglab.population import Population
 from pglab.rollout import episode_sums
 from pglab.stages import FINAL, Look, Stages
 from pglab.tracking import MemberLabel, RunFolder, Tracker
+from pglab.tracking.files import write_json
 from pglab.watching import DeferredInterrupt, Watcher
 
 STAGES = {0.0: "start", 0.5: "middle", 1.0: "end"}
@@ -361,6 +362,7 @@ def train(
     folder: str | Path | None = None,
     command: str | Sequence[str] = "python",
     watcher: Watcher | None = None,
+    tuned: dict[str, Any] | None = None,
 ) -> Trained:
     """Train a population.
 
@@ -369,6 +371,7 @@ def train(
         folder: where to keep the run (made; must not hold anything); None keeps nothing.
         command: recorded in the folder.
         watcher: who is told how far it is.
+        tuned: how settings were tuned before, kept with the results.
 
     Raises:
         PglabError: for any mistake in the config, or when the disk refuses.
@@ -377,6 +380,8 @@ def train(
     trainer = Trainer(config, None, watcher)
     if folder is not None:
         trainer.folder = RunFolder.create(folder, config.plain(), command)
+        if tuned:
+            write_json(trainer.folder.path / "tuned.json", tuned)
     return trainer.run()
 
 

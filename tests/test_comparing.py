@@ -182,11 +182,42 @@ def test_tuning_takes_other_seeds_than_the_report_and_both_stand_in_the_results(
 
 
 def test_one_variant_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    """A folder that cannot be made stands for whatever goes wrong late."""
+    import pglab.comparing as comparing
+
+    real = comparing.run_job
+
+    def failing(job: Any, report: Any, stop: Any = lambda: False) -> str:
+        if job.key.endswith("none"):
+            raise RuntimeError("something unexpected")
+        return real(job, report, stop)
+
+    comparing.run_job = failing  # type: ignore[assignment]
+    try:
+        found = compare(TINY, root=tmp_path, only=["monte_carlo"], quiet=True)
+    finally:
+        comparing.run_job = real  # type: ignore[assignment]
+    assert [r.variant for r in found.rows] == ["leave_one_out"]
+    assert "something unexpected" in found.failed["monte_carlo/none"]
+
+
+def test_tuning_keeps_schedules_knows_single_values_and_survives_a_resume(tmp_path: Path) -> None:
     data = json.loads(json.dumps(TINY))
-    data["groups"]["critic"]["variants"]["wrong"] = {"estimator": "pathwise"}
-    found = compare(data, root=tmp_path, only=["critic"], quiet=True)
-    assert [r.variant for r in found.rows] == ["enumeration"]
-    assert "discrete" in found.failed["critic/wrong"]
+    base = data["groups"]["critic"]["base"]
+    base["learning_rate"] = {"kind": "linear", "start": 1e-3, "end": 0.0}
+    import pglab.comparing as comparing
+
+    real = comparing.run_job
+    comparing.run_job = lambda job, report, stop=None: "stopped"  # type: ignore[assignment]
+    try:
+        stopped = compare(data, root=tmp_path, only=["critic"], tune={"learning_rate": [0.02]}, quiet=True)
+    finally:
+        comparing.run_job = real  # type: ignore[assignment]
+    found = resume_comparison(stopped.folder, quiet=True)
+    assert found.rows[0].chosen == {"learning_rate": 0.02}
+    kept = read_yaml(found.folder / "critic" / "enumeration" / "config.yaml")["learning_rate"]
+    assert (kept["kind"], kept["start"], kept["end"]) == ("linear", 0.02, 0.0)
+    assert kept == read_yaml(found.folder / "critic" / "enumeration" / "config.yaml")["learning_rate"]
 
 
 def test_what_is_wrong_in_a_comparison_is_said_before_anything_is_trained(tmp_path: Path) -> None:
@@ -194,8 +225,20 @@ def test_what_is_wrong_in_a_comparison_is_said_before_anything_is_trained(tmp_pa
     data["groups"]["critic"]["variants"]["wrong"] = {"learning_rat": 1}
     with pytest.raises(PglabError, match=r"critic/wrong.*learning_rate"):
         compare(data, root=tmp_path / "runs", quiet=True)
-    with pytest.raises(PglabError, match="--tune"):
+    with pytest.raises(PglabError, match=r"field to tune.*learning_rate"):
         compare(TINY, root=tmp_path / "runs", tune={"learning_rat": [1.0]}, quiet=True)
+    with pytest.raises(PglabError, match=r"learning_rate must be at least 0"):
+        compare(TINY, root=tmp_path / "runs", tune={"learning_rate": [-1.0]}, quiet=True)
+    data = json.loads(json.dumps(TINY))
+    data["groups"]["critic"]["variants"]["wrong"] = {"estimator": "pathwise"}
+    with pytest.raises(PglabError, match=r"critic/wrong.*discrete actions"):
+        compare(data, root=tmp_path / "runs", quiet=True)
+    data = json.loads(json.dumps(TINY))
+    data["groups"]["critic"]["variants"]["../../escaped"] = {}
+    with pytest.raises(PglabError, match="cannot name a folder"):
+        compare(data, root=tmp_path / "runs", quiet=True)
+    with pytest.raises(PglabError, match="a line of a comparison has one"):
+        compare(TINY, root=tmp_path / "runs", overrides=[("learning_rate", [1e-3, 1e-2])], quiet=True)
     assert not (tmp_path / "runs").exists()
 
 

@@ -241,6 +241,28 @@ def test_a_member_alone_equals_the_same_member_in_a_population(config: dict[str,
         assert torch.linalg.vector_norm(ours - theirs) <= 1e-4 * torch.linalg.vector_norm(ours), name
 
 
+@pytest.mark.parametrize("changes", [{}, {"agent": {"epochs": 2, "minibatches": 3}}], ids=["plain", "minibatches"])
+def test_a_whole_run_of_a_member_alone_equals_that_in_a_population(changes: dict[str, Any]) -> None:
+    """Whole episodes: members are done at different updates, so what is evaluated, measured and normalised must not
+    depend on how long the others go on."""
+    config = merge(merge(EPISODES, {"total_steps": 700, "measurement": {"at": [0, 0.5, 1], "replicates": 4}}), changes)
+    crowd = train(merge(config, {"seeds": [4, 5, 6, 7]}))
+    for index, seed in enumerate([4, 7]):
+        member = [0, 3][index]
+        alone = train(merge(config, {"seeds": [seed]}))
+        ours = [(e["steps"][member], e["returns"][member]) for e in crowd.evaluations]
+        theirs = [(e["steps"][0], e["returns"][0]) for e in alone.evaluations]
+        # A look that the crowd needs for others' sake may repeat this member's.
+        assert [x for i, x in enumerate(theirs) if i == 0 or x[0] != theirs[i - 1][0]][-1] == ours[-1]
+        assert dict(theirs).items() <= dict(ours).items()
+        for a, b in zip(crowd.measurements, alone.measurements, strict=True):
+            assert a["steps"][member] == b["steps"][0]
+            assert a["trace_variance"][member] == pytest.approx(b["trace_variance"][0], rel=1e-3)
+        for name, parameters in alone.agent.networks().items():
+            ours_flat = crowd.agent.networks()[name].flat[member]
+            assert torch.linalg.vector_norm(ours_flat - parameters.flat[0]) <= 1e-4 * torch.linalg.vector_norm(ours_flat)
+
+
 def test_members_stop_at_their_own_number_of_steps() -> None:
     """With whole episodes members collect at different speeds; one that is done stays as it is."""
     config = merge(EPISODES, {"total_steps": 600, "learning_rate": 1e-2, "seeds": 4})

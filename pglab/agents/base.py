@@ -113,6 +113,7 @@ class Agent(ABC):
         twin.preprocessor = copy.copy(self.preprocessor)
         twin.preprocessor.state = repeat_members(self.preprocessor.state, r)
         twin.progress = [x for x in self.progress for _ in replicates]
+        twin.updates = 0  # counts noise; the replicates' own tells them apart
         return twin
 
     def at_progress(self, progress: list[float]) -> Self:

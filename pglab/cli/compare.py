@@ -37,12 +37,15 @@ def main(arguments: list[str]) -> int:
     from pglab.comparing import compare, default_workers
     from pglab.errors import PglabError
 
-    tune = {}
+    tune: dict[str, list[float]] = {}
     for word in options.tune:
         ((path, values),) = overrides([f"--{word}"]) if "=" in word else ((word, None),)
         if not isinstance(values, list) or not values:
             raise PglabError(f"--tune {word!r} needs a field and a list, such as learning_rate=[3e-4,1e-3].")
-        tune[path] = [float(v) for v in values]
+        try:
+            tune[path] = [float(v) for v in values]
+        except (TypeError, ValueError):
+            raise PglabError(f"--tune {word!r}: the grid must hold numbers, not {values}.") from None
     if options.plugin:
         laid = [*laid, ("plugins", options.plugin)]
     if options.jobs is not None and options.jobs < 1:
@@ -53,7 +56,7 @@ def main(arguments: list[str]) -> int:
         workers=options.jobs or default_workers(),
         overrides=laid,
         only=options.only,
-        tune=tune,
+        tune=tune or None,
         command=shlex.join(["pglab", "compare", *arguments]),
         plugins=options.plugin,
         quiet=options.quiet,

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from pglab.config import Config, merge, override
 from pglab.errors import PglabError, unknown
 from pglab.lab.statistics import iqm, steps_to_threshold, stratified_bootstrap_interval
 from pglab.lab.tables import Column
+from pglab.population import swept_fields
 from pglab.registry import Strict, first_error
+from pglab.tracking.run_folder import path_name
 
 
 class Group(Strict):
@@ -40,6 +42,17 @@ class ComparisonConfig(Strict):
     """The return that counts as solved."""
     groups: dict[str, Group]
     """Name -> group."""
+    tune: dict[str, list[float]] = {}
+    """Field -> grid: every variant is tuned on seeds of its own before it is reported."""
+
+    @model_validator(mode="after")
+    def _names(self) -> ComparisonConfig:
+        for name in [self.name, *self.groups, *(v for group in self.groups.values() for v in group.variants)]:
+            try:
+                path_name(name)
+            except PglabError as error:
+                raise ValueError(str(error)) from None
+        return self
 
     @classmethod
     def read(cls, data: Mapping[str, Any], where: str) -> ComparisonConfig:
@@ -82,7 +95,12 @@ def variants_of(comparison: ComparisonConfig, overrides: list[tuple[str, Any]], 
             raise unknown("variant", wanted, known)
     kept = [v for v in found if not only or {v.key, v.name, v.group} & set(only)]
     for variant in kept:
-        variant.config()
+        for path, values in swept_fields(variant.config()).items():
+            if len(values) > 1:
+                raise PglabError(
+                    f"variant {variant.key}: {path} has {len(values)} values; a line of a comparison has one. Tune it "
+                    f"(--tune {path}=[...]), or make a variant of each value."
+                )
     return kept
 
 
