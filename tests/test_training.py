@@ -260,7 +260,9 @@ def test_a_whole_run_of_a_member_alone_equals_that_in_a_population(changes: dict
             assert a["trace_variance"][member] == pytest.approx(b["trace_variance"][0], rel=1e-3)
         for name, parameters in alone.agent.networks().items():
             ours_flat = crowd.agent.networks()[name].flat[member]
-            assert torch.linalg.vector_norm(ours_flat - parameters.flat[0]) <= 1e-4 * torch.linalg.vector_norm(ours_flat)
+            assert torch.linalg.vector_norm(ours_flat - parameters.flat[0]) <= 1e-4 * torch.linalg.vector_norm(
+                ours_flat
+            )
 
 
 def test_members_stop_at_their_own_number_of_steps() -> None:

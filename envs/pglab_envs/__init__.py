@@ -1,14 +1,15 @@
-"""CartPole-v1 and Pendulum-v1 as batched, differentiable PyTorch functions that are also gymnasium vector environments.
+"""Gymnasium's classic control as batched, differentiable PyTorch functions that are also gymnasium vector environments.
 
-Importing this package registers `pglab/CartPole-v1` and `pglab/Pendulum-v1`, so that
+Importing this package registers `pglab/Acrobot-v1`, `pglab/CartPole-v1`, `pglab/MountainCar-v0`,
+`pglab/MountainCarContinuous-v0` and `pglab/Pendulum-v1`, so that
 
     import gymnasium, pglab_envs
     envs = gymnasium.make_vec("pglab/CartPole-v1", num_envs=4)
 
 gives an ordinary `gymnasium.vector.VectorEnv` (numpy in, numpy out) that can take the place of gymnasium's own
-environment in a `SyncVectorEnv`: the same seeds give the same episodes. The classes `CartPole` and `Pendulum` hold the
-dynamics as functions of tensors, and the dict `TORCH_ENVS` finds a class by its id, with or without `pglab/`. Torch is
-imported when one of these names is first used.
+environment in a `SyncVectorEnv`: the same seeds give the same episodes. The classes (`Acrobot`, `CartPole`,
+`MountainCar`, `MountainCarContinuous`, `Pendulum`) hold the dynamics as functions of tensors, and the dict `TORCH_ENVS`
+finds a class by its id, with or without `pglab/`. Torch is imported when one of these names is first used.
 """
 
 from __future__ import annotations
@@ -19,14 +20,33 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import gymnasium
 
 if TYPE_CHECKING:
+    from pglab_envs.acrobot import Acrobot
     from pglab_envs.base import TorchVectorEnv
     from pglab_envs.cartpole import CartPole
+    from pglab_envs.mountain_car import MountainCar
+    from pglab_envs.mountain_car_continuous import MountainCarContinuous
     from pglab_envs.pendulum import Pendulum
     from pglab_envs.registry import TORCH_ENVS
 
-__all__ = ["TORCH_ENVS", "CartPole", "Pendulum", "TorchVectorEnv"]
+__all__ = [
+    "TORCH_ENVS",
+    "Acrobot",
+    "CartPole",
+    "MountainCar",
+    "MountainCarContinuous",
+    "Pendulum",
+    "TorchVectorEnv",
+]
 
-_HOME = {"TORCH_ENVS": "registry", "CartPole": "cartpole", "Pendulum": "pendulum", "TorchVectorEnv": "base"}
+_HOME = {
+    "TORCH_ENVS": "registry",
+    "Acrobot": "acrobot",
+    "CartPole": "cartpole",
+    "MountainCar": "mountain_car",
+    "MountainCarContinuous": "mountain_car_continuous",
+    "Pendulum": "pendulum",
+    "TorchVectorEnv": "base",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -53,11 +73,32 @@ def refuse_single(**kwargs: Any) -> NoReturn:
 
 
 gymnasium.register(
+    id="pglab/Acrobot-v1",
+    entry_point="pglab_envs:refuse_single",
+    vector_entry_point="pglab_envs.acrobot:Acrobot",
+    max_episode_steps=500,
+    reward_threshold=-100.0,
+)
+gymnasium.register(
     id="pglab/CartPole-v1",
     entry_point="pglab_envs:refuse_single",
     vector_entry_point="pglab_envs.cartpole:CartPole",
     max_episode_steps=500,
     reward_threshold=475.0,
+)
+gymnasium.register(
+    id="pglab/MountainCar-v0",
+    entry_point="pglab_envs:refuse_single",
+    vector_entry_point="pglab_envs.mountain_car:MountainCar",
+    max_episode_steps=200,
+    reward_threshold=-110.0,
+)
+gymnasium.register(
+    id="pglab/MountainCarContinuous-v0",
+    entry_point="pglab_envs:refuse_single",
+    vector_entry_point="pglab_envs.mountain_car_continuous:MountainCarContinuous",
+    max_episode_steps=999,
+    reward_threshold=90.0,
 )
 gymnasium.register(
     id="pglab/Pendulum-v1",

@@ -175,7 +175,7 @@ def test_mistakes_are_said():
         ("pglab/CartPole-v1", {"backend": "torch"}, TorchEnvironment),
         ("CartPole-v1", {"backend": "gymnasium"}, GymnasiumEnvironment),
         ("CartPole-v1", {"kwargs": {"sutton_barto_reward": True}}, GymnasiumEnvironment),
-        ("Acrobot-v1", {"autoreset_mode": "same_step"}, GymnasiumEnvironment),
+        ("FrozenLake-v1", {"autoreset_mode": "same_step"}, GymnasiumEnvironment),
     ],
 )
 def test_the_factory(env_id, options, kind):
@@ -188,7 +188,7 @@ def test_the_factory(env_id, options, kind):
 @pytest.mark.parametrize(
     ("env_id", "options", "says"),
     [
-        ("Acrobot-v1", {"backend": "torch"}, "Unknown torch-native environment 'Acrobot-v1'.*CartPole-v1"),
+        ("FrozenLake-v1", {"backend": "torch"}, "Unknown torch-native environment 'FrozenLake-v1'.*CartPole-v1"),
         ("CartPole-v1", {"backend": "jax"}, "backend 'jax'"),
         ("CartPole-v1", {"backend": "torch", "kwargs": {"a": 1}}, "no arguments"),
         ("CartPol-v1", {}, "Did you mean 'CartPole-v1'"),
