@@ -105,8 +105,8 @@ def record(env_id: str, policy: Policy, episodes: int, seed: int) -> Recording:
 @pytest.mark.parametrize(
     ("env_id", "policy", "episodes", "endings"),
     [
-        ("Acrobot-v1", random_of_3, 150, "both"),  # as many as some seconds allow, as for Continuous below
-        ("Acrobot-v1", pump, 500, "terminated"),
+        ("Acrobot-v1", random_of_3, 150, "both"),  # as many as some seconds allow; so, too, of Continuous
+        ("Acrobot-v1", pump, 500, "both"),
         ("CartPole-v1", random_of_2, 1000, "terminated"),
         ("CartPole-v1", balance, 100, "truncated"),
         ("MountainCar-v0", random_of_3, 1000, "truncated"),

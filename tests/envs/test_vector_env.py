@@ -87,11 +87,15 @@ def test_same_seeds_give_the_episodes_of_sync_vector_env(env_id: str, mode: Auto
     assert infos == expected_infos == {}
     assert ours.np_random_seed == theirs.np_random_seed
     episodes = 0
-    # CartPole's episodes are short.
-    steps = 450 if env_id == "CartPole-v1" else 2 * ours.max_episode_steps + 10
+    steps = 450 if env_id in ("Acrobot-v1", "CartPole-v1") else 2 * ours.max_episode_steps + 10
     for _ in range(steps if limit is None else 60):
         actions = draw_actions(ours, rng)
+        if env_id == "Acrobot-v1":
+            # Mostly with the joint's rotation, to end early: its motion is chaotic, and differences of 1e-16 would
+            # become visible within some hundred steps.
+            actions = np.where(rng.random(ours.num_envs) < 0.2, actions, 2 * (expected[:, 5] >= 0))
         got, wanted = ours.step(actions), theirs.step(actions)
+        expected = wanted[0]
         assert [x.dtype for x in got[:4]] == [x.dtype for x in wanted[:4]]
         np.testing.assert_allclose(got[0], wanted[0], atol=atol)
         np.testing.assert_allclose(got[1], wanted[1], atol=1e-6)
