@@ -63,7 +63,7 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
             "choose another estimator and baseline, and agent.critic.target_action sample."
         )
     baseline = config.baseline
-    has = {"critic"} if isinstance(config.agent, ActorCriticConfig) else {"v"}
+    has = {"distribution", "critic" if isinstance(config.agent, ActorCriticConfig) else "v"}
     if not baseline.needs <= has:
         fits = [n for n in BASELINES.names() if BASELINES.get(n).needs <= has]
         raise PglabError(

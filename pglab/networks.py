@@ -112,7 +112,8 @@ class MLP:
         for i in range(last + 1):
             x = torch.baddbmm(views[f"bias{i}"], x, views[f"weight{i}"])
             if i < last:
-                x = act(x)
+                # The product is nobody else's: where nothing is differentiated, its memory is used again.
+                x = torch.tanh_(x) if self.activation == "tanh" and not x.requires_grad else act(x)
         return x
 
 

@@ -122,61 +122,52 @@ class OnPolicyAgent(Agent):
         assert self.value_parameters is not None
         return by_row(self.value_network(self.value_parameters.views, by_member(obs)), obs.shape[:-1]).squeeze(-1)
 
+    def returns(self, rollout: Rollout, obs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The value of every drawn action, and V where there is one, both `[T, P, N]`; `obs` as the networks see them."""
+        s, discount = self.settings, self.hyper("discount")
+        reward = self.preprocessor.rewards(rollout.reward)
+        v = None if self.value_parameters is None else self.v(obs)
+        if not self.bootstraps:
+            value = monte_carlo(reward, rollout.ended, discount)
+        else:
+            assert v is not None
+            v_tp1 = self.v(self.preprocessor.observations(rollout.final_obs))
+            if s.returns.name == "n_step":
+                value = n_step(reward, v_tp1, rollout.terminated, rollout.ended, discount, s.returns.n)
+            else:
+                lam = self.hyper("agent.returns.lam") if s.returns.name == "gae" else 1.0
+                value = v + gae(reward, v, v_tp1, rollout.terminated, rollout.ended, discount, lam)
+        return torch.where(rollout.valid, value, 0.0), v
+
     def prepare(self, rollout: Rollout) -> Prepared:
         """Values, baselines and weights of a rollout, from the normaliser, V and baseline as they are now."""
-        s, discount = self.settings, self.hyper("discount")
-        valid = rollout.valid
-        obs = self.preprocessor.observations(rollout.obs)
-        reward = self.preprocessor.rewards(rollout.reward)
-        v = None
+        s, part, valid = self.settings, self.config.baseline, rollout.valid
+        several = s.epochs * s.minibatches > 1
         with torch.no_grad():
-            if self.value_parameters is not None:
-                v = self.v(obs)
-            if self.bootstraps:
-                assert v is not None
-                v_tp1 = self.v(self.preprocessor.observations(rollout.final_obs))
-                if s.returns.name == "n_step":
-                    value = n_step(reward, v_tp1, rollout.terminated, rollout.ended, discount, s.returns.n)
-                else:
-                    lam = self.hyper("agent.returns.lam") if s.returns.name == "gae" else 1.0
-                    value = v + gae(reward, v, v_tp1, rollout.terminated, rollout.ended, discount, lam)
-            else:
-                value = monte_carlo(reward, rollout.ended, discount)
-            value = torch.where(valid, value, 0.0)
-            distribution = self.policy.distribution(self.policy_parameters, obs, rollout.action_mask).detach()
+            obs = self.preprocessor.observations(rollout.obs)
+            value, v = self.returns(rollout, obs)
+            distribution = None
+            if several or "distribution" in part.needs:
+                distribution = self.policy.distribution(self.policy_parameters, obs, rollout.action_mask).detach()
             batch = Batch(obs, value, valid, rollout.time, v, distribution)
-            baseline = (
-                self.config.baseline.predict(self.baseline_state, batch)
-                if self.config.estimator.uses_baseline
-                else None
-            )
-            count = valid.sum((0, 2)).clamp_min(1).unsqueeze(1)  # [P, 1]
-            weight = value_weight = valid / count
-            if s.reduction == "mean_over_episodes":
-                weight = valid / valid.shape[2]
-            if s.discount_states:
-                weight = weight * discount_powers(rollout.time, discount)
+            baseline = part.predict(self.baseline_state, batch) if self.config.estimator.uses_baseline else None
             signal = Signal(value=value, baseline=baseline)
             if s.normalize_advantages:
                 if baseline is not None and baseline.ndim != value.ndim:
                     raise PglabError(
-                        f"agent.normalize_advantages whitens one advantage per row, but baseline "
-                        f"{self.config.baseline.name!r} gives one per action factor: set it to false."
+                        f"agent.normalize_advantages whitens one advantage per row, but baseline {part.name!r} gives one "
+                        "per action factor: set it to false."
                     )
                 signal = Signal(value=whitened(value if baseline is None else value - baseline, valid))
-            if s.epochs * s.minibatches > 1:
-                log_prob = distribution.log_prob(rollout.action).sum(-1)
-                signal = replace(signal, behaviour_log_prob=log_prob)
-        return Prepared(
-            obs,
-            rollout.action_mask,
-            Draw(rollout.action, rollout.noise),
-            rollout.noise,
-            signal,
-            weight,
-            value_weight,
-            batch,
-        )
+            if several and distribution is not None:
+                signal = replace(signal, behaviour_log_prob=distribution.log_prob(rollout.action).sum(-1))
+            weight = value_weight = valid / valid.sum((0, 2)).clamp_min(1).unsqueeze(1)
+            if s.reduction == "mean_over_episodes":
+                weight = valid / valid.shape[2]
+            if s.discount_states:
+                weight = weight * discount_powers(rollout.time, self.hyper("discount"))
+        draw = Draw(rollout.action, rollout.noise)
+        return Prepared(obs, rollout.action_mask, draw, rollout.noise, signal, weight, value_weight, batch)
 
     def gradient(self, prepared: Prepared) -> Metrics:
         """Fill the policy's `.grad` `[P, n]` (for descent) with the estimate from these rows: what training applies, and

@@ -36,7 +36,7 @@ class Batch:
     v: Tensor | None = None
     """`[T, P, N]`: the learned V(s), before this batch's update; None unless the baseline declares it."""
     distribution: Distribution | None = None
-    """The policy at these rows, without gradient."""
+    """The policy at these rows, without gradient; None unless the baseline declares it."""
     critic: Critic | None = None
     """f, where the agent has one."""
 
@@ -46,8 +46,8 @@ class Baseline(Part):
 
     couples_rows: ClassVar[bool] = False
     """Whether one row's prediction reads other rows' values: then the unit of replication is the whole batch."""
-    needs: ClassVar[frozenset[Literal["v", "critic"]]] = frozenset()
-    """What it reads beside the values: the learned V, the critic."""
+    needs: ClassVar[frozenset[Literal["v", "critic", "distribution"]]] = frozenset()
+    """What it reads of a batch beside values, observations, masks and times."""
     unbiased: ClassVar[bool] = True
     """Whether subtracting it leaves the estimate's mean as it is."""
     paper: ClassVar[str] = ""

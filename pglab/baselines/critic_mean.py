@@ -15,7 +15,7 @@ class CriticMean(Baseline):
     """E_a[Q(s, a)] under the current policy: enumerated for discrete actions; for Gaussians Q at the mode, its
     first-order value. A function of the state alone, so unbiased."""
 
-    needs = frozenset({"critic"})
+    needs = frozenset({"critic", "distribution"})
     paper = "Sutton et al. 2000"
 
     def predict(self, state: BaselineState, batch: Batch) -> Tensor:
