@@ -81,7 +81,7 @@ def rich_table(
     used = start + 2  # the table's edges
     for column in others:
         wanted = _width(column, rows) + 3  # padding, and the divider
-        if used + wanted > width and len(blocks[-1]) > 1:
+        if used + wanted > width - 2 and len(blocks[-1]) > 1:
             blocks.append([first])
             used = start + 2
         blocks[-1].append(column)
@@ -106,12 +106,13 @@ def _block(columns: list[Column], rows: Sequence[Row], title: str | None, width:
     )
     for i, column in enumerate(columns):
         number = i > 0 and _is_number(column, rows)
+        wanted = _width(column, rows)
         table.add_column(
             Text(column.title),
             justify="right" if number else "left",
             overflow="fold",
-            min_width=_width(column, rows) if i > 0 else None,
-            max_width=width // 3 if i == 0 else None,
+            # Exact widths: left to itself, rich squeezes names to spare headings the wrapping.
+            width=min(wanted, width // 3) if i == 0 else wanted,
         )
     for row in rows:
         table.add_row(*(Text(column.cell(row)) for column in columns))
