@@ -30,7 +30,11 @@ def show_trained(trained: Trained, folder: Path) -> None:
 
     console = Console(highlight=False)
     if not trained.finished:
-        console.print(f"Stopped and saved. Go on with: pglab resume {folder}", markup=False, soft_wrap=True)
+        saved = any((folder / "checkpoints").glob("*.pt"))
+        said = (
+            f"Stopped and saved. Go on with: pglab resume {folder}" if saved else "Stopped before anything was saved."
+        )
+        console.print(said, markup=False, soft_wrap=True)
         return
     final = np.mean(trained.evaluations[-1]["returns"], axis=1)  # [P]
     settings: dict[str, list[float]] = {}
@@ -87,6 +91,6 @@ def show_compared(compared: Compared, quiet: bool) -> int:
     for key, message in compared.failed.items():
         print(f"pglab: error: variant {key}: {message.strip()}", file=sys.stderr)
     if compared.stopped:
-        print(f"Stopped and saved. Go on with: pglab resume {compared.folder}", file=sys.stderr)
+        print(f"Stopped. Go on with: pglab resume {compared.folder}", file=sys.stderr)
         return 130
     return 1 if compared.failed else 0
