@@ -247,3 +247,8 @@ def test_known_algorithms_are_settings_and_stay_finite(changes: dict[str, Any]) 
         assert torch.isfinite(parameters.flat).all()
     if changes.get("policy", {}).get("learn_std") is False:
         assert torch.equal(agent.policy_parameters.views["log_std"], torch.full((2, 1, 1), -1.0))
+
+
+def test_automatic_entropy_starts_from_1_where_no_weight_is_given() -> None:
+    config = merge(PENDULUM, {"agent": {"auto_entropy": True}, "entropy_weight": 0.0})
+    assert torch.equal(agent_after(config, rounds=1).log_alpha, torch.zeros(2, 1))

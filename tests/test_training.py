@@ -375,3 +375,83 @@ def test_replay_segments_are_append_only_and_the_ones_no_checkpoint_needs_are_dr
     ranges = sorted(tuple(map(int, checkpoint.SEGMENT.match(n).groups())) for n in present)  # type: ignore[union-attr]
     for (_, stop), (start, _) in itertools.pairwise(ranges):
         assert stop == start
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_steps_and_ends_with_a_final_evaluation(tmp_path: Path) -> None:
+    config = merge(STEPS, {"evaluation": {"episodes": 2, "final_episodes": 5}, "learning_rate": 1e-3})
+    first = train(config, tmp_path / "run")
+    assert len(first.evaluations[-1]["returns"][0]) == 5
+    more = resume(tmp_path / "run", overrides={"total_steps": 2400})
+    assert more.finished
+    assert min(more.evaluations[-1]["steps"]) >= 2400
+    assert len(more.evaluations[-1]["returns"][0]) == 5
+    again = resume(tmp_path / "run", overrides={"total_steps": 2400})
+    assert again.evaluations == more.evaluations  # nothing is left to do
+
+
+def test_falling_back_drops_the_damaged_checkpoint_so_that_it_cannot_crowd_out_good_ones(tmp_path: Path) -> None:
+    config = merge(STEPS, {"checkpoint": {"keep": 2}})
+    killed_after(config, tmp_path / "broken", checkpoints=2)
+    folder = tmp_path / "broken" / "checkpoints"
+    newest = checkpoint.checkpoints(folder)[-1]
+    newest.write_bytes(b"damaged")
+    resume(tmp_path / "broken")
+    for path in checkpoint.checkpoints(folder):
+        torch.load(path, weights_only=True)
+
+
+def test_a_config_that_no_longer_fits_the_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    killed_after(STEPS, tmp_path / "run", checkpoints=1)
+    with pytest.raises(PglabError, match=r"does not fit the config: its policy network"):
+        resume(tmp_path / "run", overrides={"policy": {"hidden": [8]}})
+    with pytest.raises(PglabError, match="normalisation was changed"):
+        resume(tmp_path / "run", overrides={"preprocessing": {}})
+
+
+def test_episodes_that_cannot_be_gone_on_with_begin_again_for_the_agent_too() -> None:
+    """An asynchronous environment cannot be resumed exactly: the agent starts from what the environment shows."""
+    config = merge(
+        merge(STEPS, GYM), {"env": {"vectorization": "async", "num_envs": 2}, "seeds": 1, "total_steps": 10**6}
+    )
+    trainer = Trainer(Config.read(config))
+    try:
+        for _ in range(3):
+            trainer._before_update()
+            _, rollout = trainer.agent.update(trainer.env)
+            trainer._count(rollout)
+        assert trainer.running.any()
+        tree = checkpoint.plain(
+            {
+                "agent": trainer.agent.state(),
+                "environment": trainer.env.get_state(),
+                "loop": {
+                    "steps": trainer.steps.tolist(),
+                    "running": trainer.running,
+                    "finished_sum": trainer.finished_sum,
+                    "next": [0, 0],
+                    "stages": trainer.stages.state(),
+                    "evaluations": [],
+                    "measurements": [],
+                    "logged": 1,
+                    "finished": False,
+                    "seconds": trainer.seconds,
+                },
+                "positions": {},
+            }
+        )
+        trainer.restore(tree)
+        assert not trainer.running.any()
+        assert trainer.agent.position is not None
+        assert not trainer.agent.position.time.any()
+        assert torch.equal(trainer.agent.position.obs, trainer.env.set_state(tree["environment"]).obs)
+    finally:
+        trainer.env.close()
+        if trainer.eval_env is not None:
+            trainer.eval_env.close()
+
+
+@pytest.mark.parametrize("mode", ["next_step", "same_step"])
+def test_measuring_works_in_every_autoreset_mode(mode: str) -> None:
+    config = merge(merge(STEPS, GYM), {"env": {"autoreset_mode": mode, "num_envs": 2}, "total_steps": 100, "seeds": 1})
+    config = merge(config, {"env": {"max_episode_steps": 20}, "measurement": {"at": [0], "replicates": 4}})
+    assert np.isfinite(train(config).measurements[0]["trace_variance"]).all()
