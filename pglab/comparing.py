@@ -385,6 +385,8 @@ def figures(compared: Compared, variants: Sequence[Variant], results: dict[str, 
         if v.key not in results:
             continue
         title = compared.comparison.groups[v.group].title or v.group
+        if sum((g.title or n) == title for n, g in compared.comparison.groups.items()) > 1:
+            title = f"{title} ({v.group})"  # two groups of one title stay two panels
         curves.setdefault(title, {})[v.name] = curve_of(results[v.key])
         records = [{"stage": m["stage"], "step": m["step"], **pooled_nsr(m)} for m in results[v.key]["measurements"]]
         if records:
