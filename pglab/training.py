@@ -105,16 +105,6 @@ class Trainer:
             self.device,
         )
 
-    @staticmethod
-    def describe(config: Config) -> list[str]:
-        """What will be trained, in a few lines for whoever starts it."""
-        e = config.env
-        members = len(Population.of(config, torch.device("cpu")))
-        return [
-            f"{e.id}: {members} members x {e.num_envs} environments, {config.total_steps:,} steps each; "
-            f"agent {config.agent.name}, estimator {config.estimator.name}, baseline {config.baseline.name}.",
-        ]
-
     @property
     def replay(self) -> Any:
         return self.agent.replay if isinstance(self.agent, ActorCriticAgent) else None

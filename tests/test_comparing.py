@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from pglab.__main__ import main
-from pglab.comparing import TUNING_SEEDS, compare, resume_comparison
+from pglab.comparing import compare, resume_comparison
 from pglab.config import read_yaml
 from pglab.errors import PglabError
+from pglab.jobs import TUNING_SEEDS
 from pglab.lab.comparison import Variant, pooled_nsr, summarise
 
 TINY: dict[str, Any] = {
@@ -147,22 +148,22 @@ def test_tensorboards_own_endpoints_give_back_layout_scalars_and_a_run_per_varia
 
 
 def test_a_stopped_comparison_is_resumed_to_the_same_end(tiny: Any, tmp_path: Path) -> None:
-    import pglab.comparing as comparing
+    import pglab.jobs as jobs
 
     calls: list[str] = []
     asked: list[bool] = []
-    real = comparing.run_job
+    real = jobs.run_job
 
     def once(job: Any, report: Any, stop: Any = lambda: False) -> str:
         """The second variant is asked to stop before its fifth update."""
         calls.append(job.key)
         return real(job, report, stop if len(calls) != 2 else lambda: bool(asked.append(True)) or len(asked) > 4)
 
-    comparing.run_job = once  # type: ignore[assignment]
+    jobs.run_job = once  # type: ignore[assignment]
     try:
         broken = compare(TINY, root=tmp_path, workers=1, quiet=True)
     finally:
-        comparing.run_job = real  # type: ignore[assignment]
+        jobs.run_job = real  # type: ignore[assignment]
     assert len(broken.rows) == 1
     assert len(broken.stopped) == 2
     whole = resume_comparison(broken.folder, workers=1, quiet=True)
@@ -183,20 +184,20 @@ def test_tuning_takes_other_seeds_than_the_report_and_both_stand_in_the_results(
 
 def test_one_variant_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     """A folder that cannot be made stands for whatever goes wrong late."""
-    import pglab.comparing as comparing
+    import pglab.jobs as jobs
 
-    real = comparing.run_job
+    real = jobs.run_job
 
     def failing(job: Any, report: Any, stop: Any = lambda: False) -> str:
         if job.key.endswith("none"):
             raise RuntimeError("something unexpected")
         return real(job, report, stop)
 
-    comparing.run_job = failing  # type: ignore[assignment]
+    jobs.run_job = failing  # type: ignore[assignment]
     try:
         found = compare(TINY, root=tmp_path, only=["monte_carlo"], quiet=True)
     finally:
-        comparing.run_job = real  # type: ignore[assignment]
+        jobs.run_job = real  # type: ignore[assignment]
     assert [r.variant for r in found.rows] == ["leave_one_out"]
     assert "something unexpected" in found.failed["monte_carlo/none"]
 
@@ -205,14 +206,14 @@ def test_tuning_keeps_schedules_knows_single_values_and_survives_a_resume(tmp_pa
     data = json.loads(json.dumps(TINY))
     base = data["groups"]["critic"]["base"]
     base["learning_rate"] = {"kind": "linear", "start": 1e-3, "end": 0.0}
-    import pglab.comparing as comparing
+    import pglab.jobs as jobs
 
-    real = comparing.run_job
-    comparing.run_job = lambda job, report, stop=None: "stopped"  # type: ignore[assignment]
+    real = jobs.run_job
+    jobs.run_job = lambda job, report, stop=None: "stopped"  # type: ignore[assignment]
     try:
         stopped = compare(data, root=tmp_path, only=["critic"], tune={"learning_rate": [0.02]}, quiet=True)
     finally:
-        comparing.run_job = real  # type: ignore[assignment]
+        jobs.run_job = real  # type: ignore[assignment]
     found = resume_comparison(stopped.folder, quiet=True)
     assert found.rows[0].chosen == {"learning_rate": 0.02}
     kept = read_yaml(found.folder / "critic" / "enumeration" / "config.yaml")["learning_rate"]

@@ -34,8 +34,9 @@ def main(arguments: list[str]) -> int:
     load_plugins(options.plugin)
 
     from pglab.cli.report import show_compared
-    from pglab.comparing import compare, default_workers
+    from pglab.comparing import compare
     from pglab.errors import PglabError
+    from pglab.jobs import default_workers
 
     tune: dict[str, list[float]] = {}
     for word in options.tune:

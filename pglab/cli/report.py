@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from pglab.comparing import Compared
+from pglab.config import Config
 from pglab.lab.comparison import CAPTION, cells, columns_of
 from pglab.lab.statistics import iqm, stratified_bootstrap_interval
 from pglab.lab.tables import Column, rich_table
+from pglab.population import swept_fields
 from pglab.tracking import MultiProgress
 from pglab.training import Trained
 from pglab.watching import Watcher
@@ -21,6 +24,16 @@ def watcher_on(progress: MultiProgress, title: str) -> Watcher:
     """A watcher that shows one run as the row `title`."""
     return Watcher(
         progress=lambda step, total, value, rate: progress.update(title, step, total, value, rate), note=progress.note
+    )
+
+
+def opening(config: Config) -> str:
+    """What will be trained, in a line for whoever starts it."""
+    e, seeds = config.env, len(config.seed_list)
+    members = seeds * math.prod(len(values) for values in swept_fields(config).values())
+    return (
+        f"{e.id}: {members} members x {e.num_envs} environments, {config.total_steps:,} steps each; "
+        f"agent {config.agent.name}, estimator {config.estimator.name}, baseline {config.baseline.name}."
     )
 
 

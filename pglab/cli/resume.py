@@ -25,7 +25,8 @@ def main(arguments: list[str]) -> int:
 
     if (folder / "comparison.yaml").is_file():
         from pglab.cli.report import show_compared
-        from pglab.comparing import default_workers, resume_comparison
+        from pglab.comparing import resume_comparison
+        from pglab.jobs import default_workers
 
         compared = resume_comparison(folder, options.jobs or default_workers(), options.quiet, options.plugin)
         write_json_file(options.json, {"folder": str(folder), **compared.results()})

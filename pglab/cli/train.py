@@ -38,9 +38,9 @@ def main(arguments: list[str]) -> int:
         data["plugins"] = options.plugin
     config = Config.read(data)
 
-    from pglab.cli.report import show_trained, watcher_on
+    from pglab.cli.report import opening, show_trained, watcher_on
     from pglab.tracking import MultiProgress, unique_run_path
-    from pglab.training import Trainer, train
+    from pglab.training import train
 
     title = options.name or config.env.id.replace("/", "-")
     folder = unique_run_path(options.runs, title)
@@ -48,8 +48,7 @@ def main(arguments: list[str]) -> int:
         with MultiProgress(quiet=options.quiet) as progress:
             watcher = watcher_on(progress, title)
             if not options.quiet:
-                for line in Trainer.describe(config):
-                    progress.note(line)
+                progress.note(opening(config))
             trained = train(config, folder, shlex.join(["pglab", "train", *arguments]), watcher)
     except BaseException:
         _remove_if_empty(folder)
