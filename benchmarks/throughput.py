@@ -1,127 +1,367 @@
-"""Environment steps trained per second: pglab against stable-baselines3, on the same work in the same run.
+"""Work trained per second: pglab against stable-baselines3, a JAX peer and a roofline, on the same work in one run.
 
-The work is advantage actor-critic on CartPole-v1: separate 64-64 tanh networks for policy and value, 64 environments x 32
-steps per update, one epoch, one minibatch, Adam, no logs written, no evaluation. Runs are interleaved and the median of several is taken, so that a machine that
-slows down slows both.
+The works are
 
-    python benchmarks/throughput.py --out benchmarks/throughput
+- a2c: advantage actor-critic on CartPole-v1. Separate 64-64 tanh networks for policy and value, 64 environments x 32
+  steps per update, one epoch, one minibatch, GAE (0.99, 0.95), no evaluation. Counted are environment steps.
+- sac: SAC on Pendulum-v1. One environment, one update of critics, actor and entropy weight per step, batch 256, 64-64
+  relu, learning rate 1e-3. Counted are updates.
 
-writes OUT.md and OUT.json with the machine, the versions and the command.
+Populations count the work of all members together. Every contestant is a process that stays alive; in each round all run
+one timed slice, one after another and each round another one first, while the others wait. Process start, compilation and
+warm-up are outside the time, and a machine that slows down slows all.
+
+    python benchmarks/throughput.py --markdown throughput.md --json throughput.json
+    python benchmarks/throughput.py --work a2c --rounds 3 --seconds 1 --only pglab jax
+    python benchmarks/throughput.py --device cuda
+
+The JAX peer needs `benchmarks/peers/setup.sh` once. On `--device cuda` the work is a2c with 4,096 environments.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
+import os
 import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import reporting
+from slices import Contestant, ContestantError
 
-ENVS, STEPS = 64, 32
+HERE = Path(__file__).resolve().parent
+PEER = HERE / "peers" / ".venv" / "bin" / "python"
+WORKS = ("a2c", "sac")
+MEMBERS = {"a2c": (1, 16), "sac": (1, 8), "gpu": (1, 64)}
+GPU_ENVS, GPU_EXECUTORS = 4096, ("eager", "cudagraph")
+TITLES = {
+    "a2c": "A2C on CartPole-v1, 64 environments x 32 steps",
+    "sac": "SAC on Pendulum-v1, one environment, one update per step",
+    "gpu": f"A2C on CartPole-v1 on a GPU, {GPU_ENVS:,} environments x 32 steps",
+}
+UNITS = {"a2c": "steps/s", "sac": "updates/s", "gpu": "steps/s"}
+NOTES = {
+    "a2c": "stable-baselines3: A2C on a DummyVecEnv with its default optimizer, RMSprop; the others have Adam. JAX: rejax's "
+    "PPO with one epoch and one minibatch, compiled as a whole; what it does besides and leaves out is listed in "
+    "benchmarks/peers/jax_a2c.py. pglab: its training loop, with logs at the usual intervals and no files.",
+    "sac": "rejax draws its batch without replacement, which sorts the replay buffer at every update; it is shown as it is "
+    "and with replacement, as the others draw.",
+    "gpu": "stable-baselines3 steps its environments on the CPU and is not part of this.",
+}
+ROOFLINES = {
+    "exact": ("torch.tanh", ["--tanh", "exact"]),
+    "sigmoid": ("tanh by sigmoid", ["--tanh", "sigmoid"]),
+    "reuse": ("tanh by sigmoid, forward passes reused", ["--tanh", "sigmoid", "--reuse"]),
+}
+OWN_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Taken out of the contestants' environment, so that a library's default is its default."""
 
 
-def pglab_a2c(members: int, seconds: float) -> float:
-    """Environment steps per second of `members` pglab members together."""
-    from pglab.config import Config
-    from pglab.training import Trainer
+@dataclass
+class Entry:
+    """A contestant and what was measured of it."""
 
-    trainer = Trainer(
-        Config.read(
-            {
-                "env": {"id": "CartPole-v1", "num_envs": ENVS},
-                "agent": {"steps": STEPS, "returns": {"name": "gae", "lam": 0.95}},
-                "baseline": "value",
-                "learning_rate": 7e-4,
-                "max_grad_norm": 0.5,
-                "seeds": members,
-            }
-        )
+    label: str
+    kind: str
+    """pglab, peer or roofline."""
+    members: int
+    command: list[str]
+    variant: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+    rates: list[float] = field(default_factory=list)
+    failure: str | None = None
+
+    @property
+    def median(self) -> float:
+        """Of the rounds' rates."""
+        return statistics.median(self.rates)
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON file."""
+        found: dict[str, Any] = {
+            "kind": self.kind,
+            "members": self.members,
+            "about": self.about,
+            "failure": self.failure,
+        }
+        if self.rates:
+            found |= {"median": self.median, "min": min(self.rates), "max": max(self.rates), "rounds": self.rates}
+        return found
+
+
+def counted(members: int, noun: str = "member") -> str:
+    """So many members in words."""
+    return f"{members} {noun}{'s' if members > 1 else ''}"
+
+
+def entries(work: str, options: argparse.Namespace) -> list[Entry]:
+    """Everyone who does this work."""
+    given: list[str] = []
+    for name in ("threads", "executor"):
+        value = getattr(options, name)
+        given += [] if value is None else [f"--{name}", str(value)]
+    own, jax = [sys.executable, str(HERE / "contestants.py")], [str(PEER), str(HERE / "peers" / "jax_a2c.py")]
+    found: list[Entry] = []
+    if work == "gpu":
+        sizes = ["--device", "cuda", "--envs", str(GPU_ENVS)]
+        executors = [None] if options.executor else GPU_EXECUTORS
+        for members in MEMBERS[work]:
+            found.append(
+                Entry(
+                    f"JAX (rejax), {counted(members, 'seed')}",
+                    "peer",
+                    members,
+                    [*jax, *sizes, "--members", str(members)],
+                )
+            )
+            for executor in executors:
+                command = [*own, "pglab", "a2c", *sizes, "--members", str(members), *given]
+                command += ["--executor", executor] if executor else []
+                label = f"pglab, {counted(members)}, {executor or options.executor}"
+                found.append(Entry(label, "pglab", members, command))
+        return found
+    name = f"stable-baselines3 {work.upper()}"
+    found += [
+        Entry(f"{name}, default threads", "peer", 1, [*own, "sb3", work]),
+        Entry(f"{name}, one thread", "peer", 1, [*own, "sb3", work, "--threads", "1"]),
+    ]
+    if work == "sac":
+        found.append(Entry("JAX (rejax), 1 seed, as it is", "peer", 1, [*jax, "--work", work]))
+    for members in MEMBERS[work]:
+        label, command = f"JAX (rejax), {counted(members, 'seed')}", [*jax, "--work", work, "--members", str(members)]
+        if work == "sac":
+            label, command = f"{label}, with replacement", [*command, "--draw", "with"]
+        found.append(Entry(label, "peer", members, command))
+    for members in MEMBERS[work]:
+        command = [*own, "pglab", work, "--members", str(members), *given]
+        found.append(Entry(f"pglab, {counted(members)}", "pglab", members, command))
+    if work == "a2c":
+        for members in MEMBERS[work]:
+            for variant, (words, arguments) in ROOFLINES.items():
+                command = [sys.executable, str(HERE / "roofline.py"), "--members", str(members), *arguments]
+                found.append(Entry(f"roofline, {counted(members)}, {words}", "roofline", members, command, variant))
+    return found
+
+
+def say(text: str) -> None:
+    """Progress, to whoever waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def start(entry: Entry) -> Contestant | None:
+    """A contestant, warm; None (and its `failure`) where it does not start."""
+    environment = {name: value for name, value in os.environ.items() if name not in OWN_THREADS}
+    if entry.command[0] == str(PEER):
+        if not PEER.exists():
+            entry.failure = "benchmarks/peers/setup.sh was not run"
+            return None
+        environment.pop("PYTHONPATH", None)
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # on a GPU: memory is shared with those who wait
+    try:
+        contestant = Contestant([*entry.command, "--serve"], environment)
+    except ContestantError as error:
+        entry.failure = str(error)
+        say(f"{entry.label}: does not start: {error}")
+        return None
+    entry.about = {name: value for name, value in contestant.about.items() if name != "ready"}
+    say(f"{entry.label}: ready")
+    return contestant
+
+
+def measure(listed: Sequence[Entry], rounds: int, seconds: float) -> None:
+    """Fill in the entries' rates, round by round."""
+    running: list[tuple[Entry, Contestant]] = []
+    try:
+        for entry in listed:
+            contestant = start(entry)
+            if contestant is not None:
+                running.append((entry, contestant))
+        for number in range(rounds):
+            first = number % max(1, len(running))
+            for entry, contestant in running[first:] + running[:first]:
+                if entry.failure:
+                    continue
+                try:
+                    work, took = contestant.slice(seconds)
+                except ContestantError as error:
+                    entry.failure = str(error)
+                    say(f"{entry.label}: has stopped: {error}")
+                    continue
+                entry.rates.append(work / took)
+                say(f"round {number + 1} of {rounds}: {entry.label}: {work / took:,.0f}")
+    finally:
+        for _, contestant in running:
+            contestant.close()
+
+
+def against(one: Entry, other: Entry) -> dict[str, float]:
+    """The ratio of the medians, and the smallest and largest ratio of a round."""
+    paired = [a / b for a, b in zip(one.rates, other.rates, strict=True)]
+    return {"ratio": one.median / other.median, "min": min(paired), "max": max(paired)}
+
+
+def ratios(listed: Sequence[Entry]) -> dict[str, dict[str, dict[str, float]]]:
+    """pglab's entries against each peer, and against each roofline of as many members."""
+    measured = [e for e in listed if e.rates and not e.failure]
+    return {
+        one.label: {
+            other.label: against(one, other)
+            for other in measured
+            if other.kind == "peer" or (other.kind == "roofline" and other.members == one.members)
+        }
+        for one in measured
+        if one.kind == "pglab"
+    }
+
+
+def result_table(work: str, listed: Sequence[Entry]) -> str:
+    """What was measured of everyone."""
+    rows = []
+    for e in listed:
+        if e.rates and not e.failure:
+            rows.append([e.label, str(e.about.get("threads", "")), f"{e.median:,.0f}", _range(e)])
+        else:
+            rows.append([e.label, "", "not yet measured" if e.failure is None else f"not measured: {e.failure}", ""])
+    return reporting.table(["", "torch threads", f"{UNITS[work]} (median)", "smallest to largest"], rows)
+
+
+def _range(entry: Entry) -> str:
+    return f"{min(entry.rates):,.0f} to {max(entry.rates):,.0f}"
+
+
+def ratio_table(listed: Sequence[Entry]) -> str:
+    """pglab's members against each peer."""
+    found = ratios(listed)
+    peers = [e.label for e in listed if e.kind == "peer" and any(e.label in row for row in found.values())]
+    if not peers:
+        return ""
+    rows = [
+        [
+            peer,
+            *[f"{row[peer]['ratio']:.2f} ({row[peer]['min']:.2f} to {row[peer]['max']:.2f})" for row in found.values()],
+        ]
+        for peer in peers
+    ]
+    table = reporting.table(["as many times as fast as", *found], rows)
+    return f"Ratios of medians; in parentheses the smallest and largest ratio within a round.\n\n{table}"
+
+
+def roofline_table(listed: Sequence[Entry]) -> str:
+    """pglab's fraction of the rooflines."""
+    found = ratios(listed)
+    rows = []
+    for variant, (words, _) in ROOFLINES.items():
+        cells, flop = [], 0
+        for one in (e for e in listed if e.label in found):
+            other = next((e for e in listed if (e.variant, e.members) == (variant, one.members)), None)
+            known = other is not None and other.label in found[one.label]
+            if known and other is not None:
+                flop = other.about["flop_per_step"]
+                gflops = other.median * flop / 1e9
+                cells.append(f"{found[one.label][other.label]['ratio']:.1%} of {gflops:.0f} GFLOP/s")
+            else:
+                cells.append("")
+        if any(cells):
+            rows.append([f"{words} ({flop / 1000:.1f} kFLOP a step)", *cells])
+    if not rows:
+        return ""
+    return (
+        "pglab's fraction of the roofline, the products and tanh alone (benchmarks/roofline.py).\n\n"
+        + reporting.table(["roofline", *found], rows)
     )
-    for _ in range(3):
-        trainer.agent.update(trainer.env)
-    began, updates = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        trainer.agent.update(trainer.env)
-        updates += 1
-    return updates * members * ENVS * STEPS / (time.perf_counter() - began)
 
 
-def sb3_a2c(seconds: float) -> float:
-    """Environment steps per second of stable-baselines3's A2C with a DummyVecEnv."""
-    from stable_baselines3 import A2C
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
+def section(work: str, listed: Sequence[Entry]) -> str:
+    """One work's part of the page."""
+    parts = [f"## {TITLES[work]}", result_table(work, listed), ratio_table(listed), roofline_table(listed), NOTES[work]]
+    return "\n\n".join(part for part in parts if part)
 
-    class Clock(BaseCallback):
-        """Stops after `seconds`, not counting the first update."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.began, self.first = 0.0, 0
+def profiled(work: str, options: argparse.Namespace) -> str:
+    """Where pglab's time goes, in processes of its own."""
+    import subprocess
 
-        def _on_step(self) -> bool:
-            return self.began == 0 or time.perf_counter() - self.began < seconds
+    command = [sys.executable, str(HERE / "profiling.py"), "--work", work, "--seconds", str(options.seconds)]
+    command += ["--members", *map(str, MEMBERS[work])]
+    for name in ("threads", "executor"):
+        value = getattr(options, name)
+        command += [] if value is None else [f"--{name}", str(value)]
+    say(f"{work}: looking where the time goes")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"## Where pglab's time goes, {work}\n\nnot measured: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+    return f"## Where pglab's time goes, {work}\n\n{done.stdout.strip()}"
 
-        def _on_rollout_end(self) -> None:
-            if self.began == 0:
-                self.began, self.first = time.perf_counter(), self.num_timesteps
 
-    clock = Clock()
-    env = make_vec_env("CartPole-v1", n_envs=ENVS)
-    policy = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
-    model = A2C(
-        "MlpPolicy", env, n_steps=STEPS, gae_lambda=0.95, policy_kwargs=policy, use_rms_prop=False, device="cpu"
-    )
-    model.learn(10**9, callback=clock)
-    return (model.num_timesteps - clock.first) / (time.perf_counter() - clock.began)
+def has_gpu() -> bool:
+    """Whether torch can use a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _works(text: str) -> list[str]:
+    named = text.split(",")
+    if unknown := set(named) - set(WORKS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose of {', '.join(WORKS)}")
+    return named
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved runs of each (default: 5)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each run (default: 4)")
-    parser.add_argument("--members", type=int, nargs="+", default=[1, 16], help="population sizes (default: 1 16)")
-    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-
-    runs: dict[str, Callable[[], float]] = {"stable-baselines3 A2C": lambda: sb3_a2c(options.seconds)}
-    for members in options.members:
-        name = f"pglab, {members} member{'s' if members > 1 else ''}"
-        runs[name] = lambda members=members: pglab_a2c(members, options.seconds)  # type: ignore[misc]
-    measured: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.repeats):
-        for name, run in runs.items():
-            measured[name].append(run())
-
-    from pglab.tracking.provenance import versions
-
-    medians = {name: statistics.median(values) for name, values in measured.items()}
-    base = medians["stable-baselines3 A2C"]
-    lines = ["| | steps/s (median) | smallest to largest | ratio |", "| :--- | ---: | ---: | ---: |"]
-    lines += [
-        f"| {name} | {medians[name]:,.0f} | {min(v):,.0f} to {max(v):,.0f} | {medians[name] / base:.1f} |"
-        for name, v in measured.items()
-    ]
-    known = ", ".join(
-        f"{k} {v}" for k, v in versions().items() if v and k in ("python", "torch", "stable_baselines3", "pglab")
+    parser.add_argument(
+        "--work", type=_works, default=list(WORKS), help="a2c, sac or both, by commas (default: a2c,sac)"
     )
-    machine = f"{platform.machine()}, {platform.system()}, one torch thread"
-    command = shlex.join(["python", *sys.argv])
-    text = f"A2C on CartPole-v1, {ENVS} environments x {STEPS} steps. {machine}; {known}.\nCommand: `{command}`\n\n"
-    text += "\n".join(lines) + "\n"
-    print(text)
-    if options.out:
-        record: dict[str, Any] = {"machine": machine, "versions": versions(), "command": command, "measured": measured}
-        options.out.with_suffix(".md").write_text(f"# Throughput\n\n{text}", encoding="utf-8")
-        options.out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    parser.add_argument("--rounds", type=int, default=5, help="slices of each contestant (default: 5)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each slice (default: 4)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--executor", help="pglab's `executor` setting (default: pglab's own)")
+    parser.add_argument("--threads", type=int, help="pglab's `threads` setting (default: pglab's own)")
+    parser.add_argument("--only", nargs="+", help="only contestants whose label holds one of these, in any case")
+    parser.add_argument("--profile", action="store_true", help="show where pglab's time goes too (on the CPU)")
+    parser.add_argument("--json", type=Path, help="write the record here")
+    parser.add_argument("--markdown", type=Path, help="write the page here")
+    options = parser.parse_args()
+
+    gpu, load = has_gpu(), os.getloadavg()[0]
+    record = reporting.provenance() | {
+        "load_average_before": load,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+    }
+    works = ["gpu"] if options.device == "cuda" else options.work
+    sections, peer_versions = [], None
+    for work in works:
+        listed = entries(work, options)
+        if options.only:
+            listed = [e for e in listed if any(part.lower() in e.label.lower() for part in options.only)]
+        if work != "gpu" or gpu:
+            measure(listed, options.rounds, options.seconds)
+        peer_versions = next((e.about["versions"] for e in listed if "versions" in e.about), peer_versions)
+        record[work] = {"title": TITLES[work], "unit": UNITS[work], "ratios": ratios(listed)}
+        record[work]["contestants"] = {e.label: e.record() for e in listed}
+        sections.append(section(work, listed))
+    if "gpu" not in works and not gpu:
+        sections.append(section("gpu", entries("gpu", options)))
+    if options.profile and options.device == "cpu":
+        record["profile"] = {work: profiled(work, options) for work in works}
+        sections += record["profile"].values()
+
+    record["peer_versions"] = peer_versions
+    head = reporting.origin(record)
+    if peer_versions:
+        head += "\nPeer: " + ", ".join(f"{name} {version}" for name, version in peer_versions.items()) + "."
+    head += f"\nSlices of {options.seconds:g} s, {options.rounds} rounds; load average before the run {load:.2f}."
+    page = "\n\n".join(["# Throughput", head, *sections]) + "\n"
+    print(page)
+    for path, text in ((options.markdown, page), (options.json, json.dumps(record, indent=2) + "\n")):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

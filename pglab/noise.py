@@ -89,7 +89,8 @@ class Noise:
 
     def _block(self, draw: Draw1, purpose: Purpose, counter: Counter, shape: tuple[int, ...], axis: int) -> Tensor:
         blocks = [draw(generator(member, purpose, counter), shape) for member in self.members]
-        return torch.from_numpy(np.stack(blocks, axis=axis)).to(self.device)
+        # The member comes first in memory, as in all that a network reads.
+        return torch.from_numpy(np.stack(blocks)).to(self.device).movedim(0, axis)
 
     def uniform(
         self, purpose: Purpose, counter: Counter, shape: tuple[int, ...], axis: int = 0, dtype: type = np.float32

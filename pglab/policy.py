@@ -12,7 +12,7 @@ from torch import Tensor
 from pglab.distributions import Bernoulli, Categorical, Distribution, Gaussian, SquashedGaussian
 from pglab.environments.contract import ActionSpec
 from pglab.errors import PglabError
-from pglab.networks import MLP, Activation, Parameters, by_member, by_row
+from pglab.networks import MLP, Activation, Parameters, Recorded, Recorder, by_member, by_row
 from pglab.noise import Noise
 from pglab.registry import Strict
 
@@ -94,10 +94,27 @@ class Policy:
             self.padding = self.padding.to(noise.device)
         return parameters
 
-    def distribution(self, parameters: Parameters, obs: Tensor, action_mask: Tensor | None = None) -> Distribution:
-        """The distribution at observations `[T, P, N, O]` or `[P, N, O]`, on the same rows; `action_mask` `[*rows, D, K]`."""
-        rows, d = obs.shape[:-1], self.action.factors
-        h = by_row(self.network(parameters.views, by_member(obs)), rows)  # [*rows, outputs]
+    def distribution(
+        self,
+        parameters: Parameters,
+        obs: Tensor,
+        action_mask: Tensor | None = None,
+        recorded: Recorded | None = None,
+    ) -> Distribution:
+        """The distribution at observations `[T, P, N, O]` or `[P, N, O]`, on the same rows; `action_mask` `[*rows, D, K]`.
+        `recorded` is the network's pass over these observations, used where it still holds."""
+        recorded = recorded if recorded is not None and recorded.holds(parameters) else None
+        h = by_row(self.network(parameters.views, by_member(obs), recorded), obs.shape[:-1])  # [*rows, outputs]
+        return self._parameterized(parameters, h, action_mask)
+
+    def recording(
+        self, parameters: Parameters, obs: Tensor, action_mask: Tensor | None, recorder: Recorder
+    ) -> Distribution:
+        """The distribution at the next step's observations `[P, N, O]`, with the forward pass kept by `recorder`."""
+        return self._parameterized(parameters, recorder.step(obs), action_mask)
+
+    def _parameterized(self, parameters: Parameters, h: Tensor, action_mask: Tensor | None) -> Distribution:
+        d = self.action.factors
         if self.family == "categorical":
             logits = self._bounded(h).unflatten(-1, (d, self.action.categories))  # [*rows, D, K]
             mask = action_mask if action_mask is not None else self.padding

@@ -5,8 +5,9 @@ Letters: T time, P population, N environments (columns), O observation, D factor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -26,7 +27,10 @@ Event = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Rollout:
-    """A block of experience. Rows that are not `valid` have reward 0 and finite contents, and weigh nothing."""
+    """A block of experience. Rows that are not `valid` have reward 0 and finite contents, and weigh nothing.
+
+    Tensors are views of memory in which the member comes first, so that laying rows out for a network copies nothing.
+    """
 
     obs: Tensor  # [T, P, N, O] raw
     action: Tensor  # [T, P, N, *event]
@@ -51,7 +55,11 @@ class Rollout:
     @staticmethod
     def after_another(parts: list[Rollout]) -> Rollout:
         """Blocks of the same environments, joined in time."""
-        return parts[0].map(lambda name, _: torch.cat([getattr(p, name) for p in parts]))
+        if len(parts) == 1:
+            return parts[0]
+        return parts[0].map(
+            lambda name, _: torch.cat([getattr(p, name).transpose(0, 1) for p in parts], 1).transpose(0, 1)
+        )
 
     @staticmethod
     def beside(parts: list[Rollout]) -> Rollout:
@@ -64,7 +72,10 @@ class Rollout:
             filling = torch.zeros_like(x[-1:]) if name in ("reward", "valid") else x[-1:]
             return torch.cat([x, filling.expand(missing, *x.shape[1:])]) if missing else x
 
-        return parts[0].map(lambda name, _: torch.cat([padded(name, getattr(p, name)) for p in parts], dim=2))
+        def joined(name: str, _: Tensor) -> Tensor:
+            return torch.cat([padded(name, getattr(p, name)).transpose(0, 1) for p in parts], dim=2).transpose(0, 1)
+
+        return parts[0] if len(parts) == 1 else parts[0].map(joined)
 
 
 @dataclass
@@ -104,30 +115,44 @@ def block(
 
     `reset_noise` `[T, P, N, reset_noise_size]` where the environment wants it. Returns the rollout and where it stopped.
     """
-    obs, time, mask = position.obs, position.time, position.action_mask
+    obs, mask = position.obs, position.action_mask
     rows: list[tuple[Tensor, ...]] = []
     masks = []
     with torch.inference_mode():
-        for t in range(len(action_noise)):
+        starts = repeat(None) if reset_noise is None else env.starts(reset_noise)
+        for noise, start in zip(action_noise, starts, strict=False):
             distribution = act(obs, mask)
-            action = distribution.sample(action_noise[t])
-            step = env.step(present(distribution.executed(action)), None if reset_noise is None else reset_noise[t])
-            ended = step.terminated | step.truncated
-            rows.append((obs, action, step.reward, step.terminated, ended, step.final_obs, step.valid, time))
+            action = distribution.sample(noise)
+            step = env.advance(present(distribution.executed(action)), start)
+            rows.append((obs, action, step.reward, step.terminated, step.ended, step.final_obs, step.valid))
             if mask is not None:
                 masks.append(mask)
             obs, mask = step.obs, step.action_mask
-            # A row that only reset itself is no step of the new episode.
-            time = (time + step.valid) * ~ended
     # Stacked outside of inference mode: the copies are ordinary tensors, which a backward pass may save.
-    o, a, reward, terminated, ended_all, final, valid, times = (
-        torch.stack(column) for column in zip(*rows, strict=True)
-    )
+    o, action, reward, terminated, ended, final, valid = (_stacked(column) for column in zip(*rows, strict=True))
     reward = torch.where(valid, reward, 0.0)
+    time, later = step_numbers(position.time, ended, valid)
     rollout = Rollout(
-        o, a, action_noise, reward, terminated, ended_all, final, valid, times, torch.stack(masks) if masks else None
+        o, action, action_noise, reward, terminated, ended, final, valid, time, _stacked(masks) if masks else None
     )
-    return rollout, Position(obs.clone(), time.clone(), None if mask is None else mask.clone())
+    return rollout, Position(obs.clone(), later, None if mask is None else mask.clone())
+
+
+def _stacked(column: Sequence[Tensor]) -> Tensor:
+    """`[P, ...]` of every step to `[T, P, ...]`, the member first in memory; what never changes is not copied."""
+    if column[0] is column[-1]:
+        return column[0].clone().expand(len(column), *column[0].shape)
+    return torch.stack(tuple(column), 1).transpose(0, 1)
+
+
+def step_numbers(time: Tensor, ended: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's step in its episode, `[T, P, N]` int64, and the next step's, `[P, N]`; `time` `[P, N]` is the first row's.
+    A row that is not valid, because it only reset the environment, is no step of the new episode."""
+    done = valid.cumsum(0)  # [T, P, N]: steps made in the block up to and including this row
+    # How many had been made when the newest episode began, -1 where it began before the block.
+    began = torch.where(ended, done, -1).cummax(0).values
+    within = torch.where(began >= 0, done - began, done + time)  # of the row that follows
+    return torch.cat([time.unsqueeze(0), within[:-1]]), within[-1]
 
 
 def whole_episodes(
@@ -178,13 +203,12 @@ def episode_sums(rollout: Rollout, running: Tensor) -> tuple[Tensor, Tensor, Ten
     `running` `[P, N]` is the return so far of the episodes under way. Returns the sum of finished returns, of finished
     lengths and the number of finished episodes, `[P]` each, and the new `running`.
     """
-    total = torch.zeros(running.shape[0], device=running.device)
-    length, count = torch.zeros_like(total), torch.zeros_like(total)
-    for t in range(len(rollout)):
-        running = running + rollout.reward[t]
-        done = rollout.ended[t] & rollout.valid[t]
-        total = total + (running * done).sum(1)
-        length = length + ((rollout.time[t] + 1) * done).sum(1)
-        count = count + done.sum(1)
-        running = running * ~done
-    return total, length, count, running
+    done = rollout.ended & rollout.valid  # [T, P, N]
+    ends = done.to(torch.int32)
+    later = ends.sum(0) - ends.cumsum(0) + ends  # [T, P, N]: ends at or after this step
+    finished = rollout.reward * (later > 0)
+    any_end = later[0] > 0
+    total = finished.sum((0, 2)) + (running * any_end).sum(1)
+    length = ((rollout.time + 1) * done).sum((0, 2)).to(total.dtype)
+    running = running * ~any_end + (rollout.reward - finished).sum(0)
+    return total, length, ends.sum((0, 2)).to(total.dtype), running

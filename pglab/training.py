@@ -273,8 +273,10 @@ class Trainer:
         self._clock, self._clock_steps = now, total
         values["charts/learning_rate"] = self.agent.rate().squeeze(1)
         values["charts/progress"] = np.array(self.agent.progress)
-        values |= metrics
-        self._check_finite(metrics)
+        with torch.no_grad():
+            found = {tag: value() if callable(value) else value for tag, value in metrics.items()}
+        values |= found
+        self._check_finite(found)
         step = int(self.steps.mean())
         if self.tracker is not None:
             self.tracker.log(step, values)

@@ -125,7 +125,7 @@ def test_the_critic_loss_is_the_mean_over_rows_summed_over_twins_and_the_target_
     metrics = agent.learn_critic(rows)
     for p in range(2):
         torch.testing.assert_close(
-            metrics["losses/critic_loss"][p], (0.5 * (each[p] - y[p]) ** 2).mean(), rtol=1e-4, atol=1e-5
+            metrics["losses/critic_loss"]()[p], (0.5 * (each[p] - y[p]) ** 2).mean(), rtol=1e-4, atol=1e-5
         )
     assert not torch.equal(before, agent.critic.parameters.flat)
     agent.critic.move_target()

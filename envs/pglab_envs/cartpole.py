@@ -72,15 +72,15 @@ class CartPole(TorchVectorEnv):
         """
         _, x_dot, theta, theta_dot = state.unbind(-1)  # [...]
         sin, cos = theta.sin(), theta.cos()
-        # Fused operations keep the count low: where the batch is small, an operation costs its launch.
+        # Where the batch is small an operation costs its launch, so there are as few as possible: equations are
+        # multiplied by the total mass, and divided by it where the state moves.
         force = action * (2 * FORCE) - FORCE  # integers, so that the state alone sets the precision of what follows
-        temp = torch.addcmul(force, theta_dot * theta_dot, sin, value=POLE_MOMENT) / TOTAL_MASS
-        # HALF_LENGTH (4/3 - POLE_MASS cos^2 / TOTAL_MASS)
-        inertia = torch.rsub(cos * cos, HALF_LENGTH * 4 / 3, alpha=HALF_LENGTH * POLE_MASS / TOTAL_MASS)
-        theta_acc = torch.addcmul(sin * GRAVITY, cos, temp, value=-1) / inertia
-        x_acc = torch.addcmul(temp, theta_acc, cos, value=-POLE_MOMENT / TOTAL_MASS)
+        push = torch.addcmul(force, theta_dot * theta_dot, sin, value=POLE_MOMENT)
+        inertia = torch.rsub(cos * cos, HALF_LENGTH * 4 / 3 * TOTAL_MASS, alpha=HALF_LENGTH * POLE_MASS)
+        theta_acc = torch.addcmul(sin * (GRAVITY * TOTAL_MASS), cos, push, value=-1).div_(inertia)
+        x_acc = torch.addcmul(push, theta_acc, cos, value=-POLE_MOMENT).mul_(1 / TOTAL_MASS)
         # Explicit Euler: the positions move with the old velocities.
         rate = torch.stack((x_dot, x_acc, theta_dot, theta_acc), -1)  # [..., 4]
         next_state = torch.add(state, rate, alpha=TAU)  # [..., 4]
         x, _, theta, _ = next_state.abs().unbind(-1)
-        return next_state, torch.ones_like(temp), (x > X_LIMIT) | (theta > ANGLE_LIMIT)
+        return next_state, torch.ones_like(push), (x > X_LIMIT) | (theta > ANGLE_LIMIT)

@@ -199,13 +199,16 @@ class ActorCriticAgent(Agent):
                 y, weight = torch.cat([y, y], 1), torch.cat([weight, weight], 1)
             weight = weight / weight.sum(1, keepdim=True).clamp_min(1)
         q = self.critic.all(parameters, obs, action)  # [C, P, B]
-        loss = (0.5 * (q - y).square() * weight).sum(-1)  # [C, P]
-        grad = parameters.backward([loss.sum()])
+        error = q.detach() - y
+        grad = parameters.backward([q], [error * weight])
         clip_by_member(grad, c.max_grad_norm)
         rate = self.rate("agent.critic.learning_rate")
         self.config.optimizer.step(parameters.flat, grad, self.critic_optimizer, rate)
-        with torch.no_grad():
-            return {"losses/critic_loss": loss.mean(0), "critic/q_mean": (q[0] * weight).sum(-1)}
+        values = q.detach()
+        return {
+            "losses/critic_loss": lambda: (0.5 * error.square() * weight).sum(-1).mean(0),
+            "critic/q_mean": lambda: (values[0] * weight).sum(-1),
+        }
 
     def _blended(self, action: Tensor, w: Tensor, mask: Tensor | None) -> Tensor:
         """(1 - w) a + w (uniform over the other allowed categories), per factor; action `[P, B, E]`, w `[P, B]`."""
@@ -244,12 +247,11 @@ class ActorCriticAgent(Agent):
             self.config.estimator, distribution, draw, signal, self.estimator_state(), self.entropy_weight(), draw.noise
         )
         push(self.policy_parameters, distribution, grads, rows.weight)
-        with torch.no_grad():
-            h = entropy(distribution.detach(), draw.noise)
-            return {
-                "losses/policy_loss": -(value * rows.weight).sum((0, 2)),
-                "policy/entropy": (h * rows.weight).sum((0, 2)),
-            }
+        frozen = distribution.detach()
+        return {
+            "losses/policy_loss": lambda: -(value * rows.weight).sum((0, 2)),
+            "policy/entropy": lambda: (entropy(frozen, draw.noise) * rows.weight).sum((0, 2)),
+        }
 
     def _signal(self, distribution: Distribution, rows: ActorRows) -> tuple[Draw, Signal]:
         """An action drawn anew at each state, and what the critic knows of it."""
@@ -298,8 +300,11 @@ class ActorCriticAgent(Agent):
                 metrics |= self.gradient(self.actor_rows(rows, noise))
                 metrics["gradient/norm"] = self.step_policy()
                 if self.settings.auto_entropy:
-                    self.tune_entropy(metrics["policy/entropy"])
-                    metrics["policy/entropy_weight"] = self.log_alpha.exp().squeeze(1)
+                    h = metrics["policy/entropy"]
+                    with torch.no_grad():
+                        metrics["policy/entropy"] = h = h() if callable(h) else h
+                    self.tune_entropy(h)
+                    metrics["policy/entropy_weight"] = lambda: self.log_alpha.exp().squeeze(1)
                 if self.config.estimator.uses_baseline:
                     self.baseline_state, info = self.config.baseline.update(self.baseline_state, self._batch)
                     metrics |= info

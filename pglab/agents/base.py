@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -22,8 +22,8 @@ from pglab.preprocessing import Preprocessor
 from pglab.rollout import Position, Rollout
 from pglab.trees import repeat_members
 
-Metrics = dict[str, Tensor]
-"""What an update reports: tag -> `[P]`, left on the device until it is logged."""
+Metrics = dict[str, Tensor | Callable[[], Tensor]]
+"""What an update reports: tag -> `[P]`, or how to compute it, which is only done for updates that are logged."""
 
 
 class Agent(ABC):

@@ -15,11 +15,12 @@ from torch import Tensor
 from pglab.agents.base import Agent, Metrics
 from pglab.baselines import Batch
 from pglab.config import Config, OnPolicyConfig
+from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.errors import PglabError
 from pglab.estimators import Draw, Signal
 from pglab.gradients import cotangents, entropy, push
-from pglab.networks import MLP, Parameters, by_member, by_row
+from pglab.networks import MLP, Parameters, Recorded, Recorder, by_member, by_row
 from pglab.noise import Purpose
 from pglab.optimizers import clip_by_member
 from pglab.population import Population
@@ -39,6 +40,8 @@ class Prepared:
     weight: Tensor  # [T, P, N]: mask x gamma^t / count
     value_weight: Tensor  # [T, P, N]: mask / number of valid rows
     batch: Batch
+    v: tuple[Tensor, int] | None = None  # V at `obs`, [T, P, N], with its graph, and the version of its parameters
+    recorded: Recorded | None = None  # the policy's forward pass over `obs`
 
 
 class OnPolicyAgent(Agent):
@@ -56,6 +59,8 @@ class OnPolicyAgent(Agent):
             self.value_parameters = self.value_network.initial(population.noise)
             self.value_optimizer = config.optimizer.initial(self.value_parameters.flat)
         self.position = None
+        self._recorder: Recorder | None = None
+        self._recorded: Recorded | None = None  # of the rollout just collected
 
     # -- state
 
@@ -88,7 +93,7 @@ class OnPolicyAgent(Agent):
         twin = super().replicated(replicates, *prefix)
         if self.value_parameters is not None:
             twin.value_parameters = self.value_parameters.repeated(len(replicates))
-        twin.position = None
+        twin.position = twin._recorder = None
         return twin
 
     # -- collecting
@@ -112,8 +117,27 @@ class OnPolicyAgent(Agent):
         if self.position is None:
             self.position = Position.start(env.reset(self.noise, (*counter, 0)))
         drawn = block_noise(env, self.noise, counter, s.steps, self.event)
-        rollout, self.position = block(env, self.act, self.policy.present, self.position, *drawn)
+        if not self._one_step:
+            rollout, self.position = block(env, self.act, self.policy.present, self.position, *drawn)
+            return rollout
+        if self._recorder is None:
+            members = len(self.population)
+            self._recorder = Recorder(self.policy.network, members, s.steps, self.num_envs, self.noise.device)
+        recorder = self._recorder
+        recorder.begin(self.policy.network, self.policy_parameters)
+
+        def act(obs: Tensor, action_mask: Tensor | None) -> Distribution:
+            seen = self.preprocessor.observations(obs)
+            return self.policy.recording(self.policy_parameters, seen, action_mask, recorder)
+
+        rollout, self.position = block(env, act, self.policy.present, self.position, *drawn)
+        self._recorded = recorder.take()
         return rollout
+
+    @property
+    def _one_step(self) -> bool:
+        """Whether an update is one step on the whole batch: then what was computed before it still holds in it."""
+        return self.settings.epochs == self.settings.minibatches == 1
 
     # -- learning
 
@@ -122,30 +146,50 @@ class OnPolicyAgent(Agent):
         assert self.value_parameters is not None
         return by_row(self.value_network(self.value_parameters.views, by_member(obs)), obs.shape[:-1]).squeeze(-1)
 
-    def returns(self, rollout: Rollout, obs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The value of every drawn action, and V where there is one, both `[T, P, N]`; `obs` as the networks see them."""
+    def returns(self, rollout: Rollout, obs: Tensor, v: Tensor | None) -> Tensor:
+        """The value of every drawn action, `[T, P, N]`; `obs` as the networks see them, `v` V at them."""
         s, discount = self.settings, self.hyper("discount")
         reward = self.preprocessor.rewards(rollout.reward)
-        v = None if self.value_parameters is None else self.v(obs)
         if not self.bootstraps:
             value = monte_carlo(reward, rollout.ended, discount)
         else:
             assert v is not None
-            v_tp1 = self.v(self.preprocessor.observations(rollout.final_obs))
+            v_tp1 = self.v_next(rollout, v)
             if s.returns.name == "n_step":
                 value = n_step(reward, v_tp1, rollout.terminated, rollout.ended, discount, s.returns.n)
             else:
                 lam = self.hyper("agent.returns.lam") if s.returns.name == "gae" else 1.0
                 value = v + gae(reward, v, v_tp1, rollout.terminated, rollout.ended, discount, lam)
-        return torch.where(rollout.valid, value, 0.0), v
+        return torch.where(rollout.valid, value, 0.0)
+
+    def v_next(self, rollout: Rollout, v: Tensor) -> Tensor:
+        """V of the observation that each transition led to, before any reset, `[T, P, N]`, from `v`, V at the rollout's
+        observations: the next step's, but where the rollout stops or an episode was cut.
+
+        Where a transition terminated, or is no transition, what is returned is arbitrary (and finite).
+        """
+        limit = self.spec.max_episode_steps
+        if self.spec.cut_by_limit_only and limit is not None and len(rollout) <= limit:
+            # At most one cut in a column: V is asked once for it and once for the end.
+            cut = rollout.ended & ~rollout.terminated
+            when = cut.to(torch.uint8).argmax(0)  # [P, N]: 0 also where there is none
+            index = when[None, :, :, None].expand(1, *when.shape, rollout.final_obs.shape[-1])
+            asked = torch.cat([rollout.final_obs.gather(0, index), rollout.final_obs[-1:]])  # [2, P, N, O]
+            at_cut, at_end = self.v(self.preprocessor.observations(asked))
+            return torch.where(cut, at_cut, torch.cat([v[1:], at_end.unsqueeze(0)]))
+        return self.v(self.preprocessor.observations(rollout.final_obs))
 
     def prepare(self, rollout: Rollout) -> Prepared:
         """Values, baselines and weights of a rollout, from the normaliser, V and baseline as they are now."""
         s, part, valid = self.settings, self.config.baseline, rollout.valid
-        several = s.epochs * s.minibatches > 1
+        several, v_graph = not self._one_step, None
         with torch.no_grad():
             obs = self.preprocessor.observations(rollout.obs)
-            value, v = self.returns(rollout, obs)
+            if self.value_parameters is not None:
+                with torch.set_grad_enabled(not several):
+                    v_graph = self.v(obs)
+            v = None if v_graph is None else v_graph.detach()
+            value = self.returns(rollout, obs, v)
             distribution = None
             if several or "distribution" in part.needs:
                 distribution = self.policy.distribution(self.policy_parameters, obs, rollout.action_mask).detach()
@@ -167,12 +211,18 @@ class OnPolicyAgent(Agent):
             if s.discount_states:
                 weight = weight * discount_powers(rollout.time, self.hyper("discount"))
         draw = Draw(rollout.action, rollout.noise)
-        return Prepared(obs, rollout.action_mask, draw, rollout.noise, signal, weight, value_weight, batch)
+        recorded, self._recorded = self._recorded, None
+        mask, noise = rollout.action_mask, rollout.noise
+        parameters = self.value_parameters
+        graph = None if several or v_graph is None or parameters is None else (v_graph, parameters.version)
+        return Prepared(obs, mask, draw, noise, signal, weight, value_weight, batch, graph, recorded)
 
     def gradient(self, prepared: Prepared) -> Metrics:
         """Fill the policy's `.grad` `[P, n]` (for descent) with the estimate from these rows: what training applies, and
         what measurements measure."""
-        distribution = self.policy.distribution(self.policy_parameters, prepared.obs, prepared.action_mask)
+        distribution = self.policy.distribution(
+            self.policy_parameters, prepared.obs, prepared.action_mask, prepared.recorded
+        )
         weight = self.hyper("entropy_weight") if self.uses_entropy else None
         grads, value = cotangents(
             self.config.estimator,
@@ -184,29 +234,34 @@ class OnPolicyAgent(Agent):
             prepared.noise,
         )
         push(self.policy_parameters, distribution, grads, prepared.weight)
-        with torch.no_grad():
-            return {
-                "losses/policy_loss": -(value * prepared.weight).sum((0, 2)),
-                "policy/entropy": (entropy(distribution.detach(), prepared.noise) * prepared.value_weight).sum((0, 2)),
-            }
+        frozen = distribution.detach()
+        return {
+            "losses/policy_loss": lambda: -(value * prepared.weight).sum((0, 2)),
+            "policy/entropy": lambda: (entropy(frozen, prepared.noise) * prepared.value_weight).sum((0, 2)),
+        }
 
     def learn_value(self, prepared: Prepared) -> Metrics:
         """One step of V towards the returns (half the mean squared error)."""
         assert self.value_parameters is not None
         parameters = self.value_parameters
-        target = prepared.batch.value
-        error = self.v(prepared.obs) - target
-        loss = (0.5 * error.square() * prepared.value_weight).sum((0, 2))  # [P]
-        grad = parameters.backward([loss.sum()])
+        target, w = prepared.batch.value, prepared.value_weight
+        kept = prepared.v
+        v = kept[0] if kept is not None and kept[1] == parameters.version else self.v(prepared.obs)
+        error = v.detach() - target
+        grad = parameters.backward([v], [error * w])
         clip_by_member(grad, self.settings.value.max_grad_norm)
         rate = self.rate("agent.value.learning_rate")
         self.config.optimizer.step(parameters.flat, grad, self.value_optimizer, rate)
-        with torch.no_grad():
-            w = prepared.value_weight
+
+        def loss() -> Tensor:
+            return (0.5 * error.square() * w).sum((0, 2))
+
+        def explained() -> Tensor:
             mean = (target * w).sum((0, 2)).unsqueeze(1)
             variance = ((target - mean).square() * w).sum((0, 2)).clamp_min(1e-8)
-            explained = 1 - 2 * loss.detach() / variance
-        return {"losses/value_loss": loss.detach(), "losses/explained_variance": explained}
+            return 1 - 2 * loss() / variance
+
+        return {"losses/value_loss": loss, "losses/explained_variance": explained}
 
     def update(self, env: Environment) -> tuple[Metrics, Rollout]:
         """Collect one batch and learn from it. Returns metrics `[P]` and the rollout."""

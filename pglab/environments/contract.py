@@ -73,6 +73,7 @@ class EnvironmentSpec:
     description: str  # one line for the log: backend, vectorization, how bounded actions are treated
     reset_noise_size: int = 0  # uniforms per reset that `step` and `reset` want (torch-native), else 0
     has_action_mask: bool = False
+    cut_by_limit_only: bool = False  # episodes are truncated at max_episode_steps, and nowhere else
 
 
 class Reset(NamedTuple):
@@ -96,6 +97,7 @@ class Step(NamedTuple):
     final_obs: Tensor  # [P, N, O]: where this transition led, before any reset (equals obs if the episode goes on)
     valid: Tensor  # [P, N] bool: False where the environment only reset itself in this step (NEXT_STEP autoreset)
     action_mask: Tensor | None  # [P, N, D, K] bool, for `obs`
+    ended: Tensor  # [P, N] bool: terminated or truncated
 
 
 class Environment(ABC):
@@ -116,6 +118,14 @@ class Environment(ABC):
     @abstractmethod
     def step(self, action: Tensor, reset_noise: Tensor | None = None) -> Step:
         """Step with encoded actions `[P, N, *event]`; `reset_noise` `[P, N, reset_noise_size]` if spec asks for it."""
+
+    def starts(self, reset_noise: Tensor) -> Tensor:
+        """What `advance` wants of `reset_noise` `[T, P, N, reset_noise_size]`, for all steps of a block at once."""
+        return reset_noise
+
+    def advance(self, action: Tensor, start: Tensor | None = None) -> Step:
+        """`step` with one row of `starts` in place of the noise."""
+        return self.step(action, start)
 
     @abstractmethod
     def reset_where(self, mask: Tensor, noise: Noise, counter: Counter) -> Reset:

@@ -164,6 +164,7 @@ class GymnasiumEnvironment(Environment):
             final_obs=self._tensor(final_obs),
             valid=self._tensor(valid),
             action_mask=None if self._masks is None else self._tensor(self._masks.copy()),
+            ended=self._tensor(done),
         )
 
     def get_state(self) -> Tree:

@@ -66,6 +66,7 @@ class TorchEnvironment(Environment):
             resume="exact",
             description=f"{self.env.id}, torch-native on {self.device}",
             reset_noise_size=self.env.reset_noise_size,
+            cut_by_limit_only=True,
         )
         self._start = action.start[0] if action.start else 0
         self._middle = self._half = None
@@ -102,15 +103,24 @@ class TorchEnvironment(Environment):
             if self.spec.reset_noise_size:
                 raise PglabError(f"{self.spec.id} draws no random numbers: step needs reset_noise.")
             reset_noise = self.state.new_zeros(self.num_members, self.num_envs, 0)
+        return self.advance(action, self.env.initial_state(reset_noise))
+
+    def starts(self, reset_noise: Tensor) -> Tensor:
+        """Initial states `[T, P, N, S]`."""
+        return self.env.initial_state(reset_noise)
+
+    def advance(self, action: Tensor, start: Tensor | None = None) -> Step:
+        """`step` with the states `[P, N, S]` from which new episodes begin."""
+        assert start is not None
         next_state, reward, terminated = self.env.transition(self.state, self._env_action(action))
         elapsed = self.elapsed + 1  # [P, N]
         truncated = elapsed >= self._limit
         done = terminated | truncated
-        self.state = torch.where(done.unsqueeze(-1), self.env.initial_state(reset_noise), next_state)  # [P, N, S]
-        self.elapsed = elapsed.masked_fill(done, 0)
+        self.state = torch.where(done.unsqueeze(-1), start, next_state)  # [P, N, S]
+        self.elapsed = elapsed.masked_fill_(done, 0)
         # Observing the state after resets costs no more than choosing between two observations, often nothing.
         obs, final_obs = self.env.observe(self.state), self.env.observe(next_state)  # [P, N, O]
-        return Step(obs, reward, terminated, truncated, final_obs, self._valid, None)
+        return Step(obs, reward, terminated, truncated, final_obs, self._valid, None, done)
 
     def get_state(self) -> Tree:
         """Copies of `state` and `elapsed`, on the CPU."""

@@ -106,7 +106,7 @@ def test_resuming_is_exact(env_id):
     other = make(env_id, limit=7)
     assert torch.equal(other.set_state(saved).obs, seen.obs)
     for a, b in zip(rest, play(other, 20, np.random.default_rng(1), begin=10), strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a[:-1], b[:-1], strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True) if x is not None)
 
 
 def test_a_saved_state_is_a_copy():
