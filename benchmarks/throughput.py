@@ -24,14 +24,17 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import profiling
 import reporting
-from slices import Contestant, ContestantError
+from slices import Contestant, ContestantError, Slice
 
 HERE = Path(__file__).resolve().parent
 PEER = HERE / "peers" / ".venv" / "bin" / "python"
@@ -57,6 +60,8 @@ ROOFLINES = {
     "sigmoid": ("tanh by sigmoid", ["--tanh", "sigmoid"]),
     "reuse": ("tanh by sigmoid, forward passes reused", ["--tanh", "sigmoid", "--reuse"]),
 }
+DISTURBED = 0.05
+"""Cores that other programs may use in the mean before the page warns of its own figures."""
 OWN_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Taken out of the contestants' environment, so that a library's default is its default."""
 
@@ -72,8 +77,13 @@ class Entry:
     command: list[str]
     variant: str = ""
     about: dict[str, Any] = field(default_factory=dict)
-    rates: list[float] = field(default_factory=list)
+    slices: list[Slice] = field(default_factory=list)
     failure: str | None = None
+
+    @property
+    def rates(self) -> list[float]:
+        """Work per second in each round."""
+        return [one.rate for one in self.slices]
 
     @property
     def median(self) -> float:
@@ -90,6 +100,8 @@ class Entry:
         }
         if self.rates:
             found |= {"median": self.median, "min": min(self.rates), "max": max(self.rates), "rounds": self.rates}
+            found["cores"] = [one.cores for one in self.slices]
+            found["cores_used_by_others"] = [one.others for one in self.slices]
         return found
 
 
@@ -98,12 +110,14 @@ def counted(members: int, noun: str = "member") -> str:
     return f"{members} {noun}{'s' if members > 1 else ''}"
 
 
+def given(options: argparse.Namespace) -> list[str]:
+    """What was asked of pglab on the command line, for a contestant's."""
+    asked = {"--threads": options.threads, "--executor": options.executor}
+    return [word for name, value in asked.items() if value is not None for word in (name, str(value))]
+
+
 def entries(work: str, options: argparse.Namespace) -> list[Entry]:
     """Everyone who does this work."""
-    given: list[str] = []
-    for name in ("threads", "executor"):
-        value = getattr(options, name)
-        given += [] if value is None else [f"--{name}", str(value)]
     own, jax = [sys.executable, str(HERE / "contestants.py")], [str(PEER), str(HERE / "peers" / "jax_a2c.py")]
     found: list[Entry] = []
     if work == "gpu":
@@ -119,7 +133,7 @@ def entries(work: str, options: argparse.Namespace) -> list[Entry]:
                 )
             )
             for executor in executors:
-                command = [*own, "pglab", "a2c", *sizes, "--members", str(members), *given]
+                command = [*own, "pglab", "a2c", *sizes, "--members", str(members), *given(options)]
                 command += ["--executor", executor] if executor else []
                 label = f"pglab, {counted(members)}, {executor or options.executor}"
                 found.append(Entry(label, "pglab", members, command))
@@ -137,7 +151,7 @@ def entries(work: str, options: argparse.Namespace) -> list[Entry]:
             label, command = f"{label}, with replacement", [*command, "--draw", "with"]
         found.append(Entry(label, "peer", members, command))
     for members in MEMBERS[work]:
-        command = [*own, "pglab", work, "--members", str(members), *given]
+        command = [*own, "pglab", work, "--members", str(members), *given(options)]
         found.append(Entry(f"pglab, {counted(members)}", "pglab", members, command))
     if work == "a2c":
         for members in MEMBERS[work]:
@@ -186,13 +200,12 @@ def measure(listed: Sequence[Entry], rounds: int, seconds: float) -> None:
                 if entry.failure:
                     continue
                 try:
-                    work, took = contestant.slice(seconds)
+                    entry.slices.append(contestant.slice(seconds))
                 except ContestantError as error:
                     entry.failure = str(error)
                     say(f"{entry.label}: has stopped: {error}")
                     continue
-                entry.rates.append(work / took)
-                say(f"round {number + 1} of {rounds}: {entry.label}: {work / took:,.0f}")
+                say(f"round {number + 1} of {rounds}: {entry.label}: {entry.rates[-1]:,.0f}")
     finally:
         for _, contestant in running:
             contestant.close()
@@ -223,10 +236,15 @@ def result_table(work: str, listed: Sequence[Entry]) -> str:
     rows = []
     for e in listed:
         if e.rates and not e.failure:
-            rows.append([e.label, str(e.about.get("threads", "")), f"{e.median:,.0f}", _range(e)])
+            known = [one.cores for one in e.slices if one.cores is not None]
+            cores = f"{statistics.mean(known):.1f}" if known else ""
+            rows.append([e.label, str(e.about.get("threads", "")), cores, f"{e.median:,.0f}", _range(e)])
         else:
-            rows.append([e.label, "", "not yet measured" if e.failure is None else f"not measured: {e.failure}", ""])
-    return reporting.table(["", "torch threads", f"{UNITS[work]} (median)", "smallest to largest"], rows)
+            # The whole reason is in the record; in a table a line of it.
+            reason = "not yet measured" if e.failure is None else textwrap.shorten(f"not measured: {e.failure}", 120)
+            rows.append([e.label, "", "", reason, ""])
+    head = ["", "torch threads", "cores used", f"{UNITS[work]} (median)", "smallest to largest"]
+    return reporting.table(head, rows)
 
 
 def _range(entry: Entry) -> str:
@@ -281,20 +299,18 @@ def section(work: str, listed: Sequence[Entry]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def profiled(work: str, options: argparse.Namespace) -> str:
-    """Where pglab's time goes, in processes of its own."""
-    import subprocess
-
-    command = [sys.executable, str(HERE / "profiling.py"), "--work", work, "--seconds", str(options.seconds)]
-    command += ["--members", *map(str, MEMBERS[work])]
-    for name in ("threads", "executor"):
-        value = getattr(options, name)
-        command += [] if value is None else [f"--{name}", str(value)]
+def profiled(work: str, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Where pglab's time goes, found in a process of its own, and as a part of the page."""
+    command = [sys.executable, str(HERE / "profiling.py"), "--raw", "--work", work, "--seconds", str(options.seconds)]
+    command += ["--members", *map(str, MEMBERS[work]), *given(options)]
     say(f"{work}: looking where the time goes")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    title = f"## Where pglab's time goes: {TITLES[work]}"
     if done.returncode:
-        return f"## Where pglab's time goes, {work}\n\nnot measured: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
-    return f"## Where pglab's time goes, {work}\n\n{done.stdout.strip()}"
+        reason = (done.stderr.strip().splitlines() or ["it stopped without a word"])[-1]
+        return {"failure": reason}, f"{title}\n\nNot measured: {reason}"
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found, f"{title}\n\n{profiling.page(found)}"
 
 
 def has_gpu() -> bool:
@@ -334,7 +350,9 @@ def main() -> None:
         "seconds": options.seconds,
     }
     works = ["gpu"] if options.device == "cuda" else options.work
-    sections, peer_versions = [], None
+    sections: list[str] = []
+    peer_versions: dict[str, str] | None = None
+    others: list[float] = []
     for work in works:
         listed = entries(work, options)
         if options.only:
@@ -342,20 +360,29 @@ def main() -> None:
         if work != "gpu" or gpu:
             measure(listed, options.rounds, options.seconds)
         peer_versions = next((e.about["versions"] for e in listed if "versions" in e.about), peer_versions)
+        others += [one.others for e in listed for one in e.slices if one.others is not None]
         record[work] = {"title": TITLES[work], "unit": UNITS[work], "ratios": ratios(listed)}
         record[work]["contestants"] = {e.label: e.record() for e in listed}
         sections.append(section(work, listed))
     if "gpu" not in works and not gpu:
         sections.append(section("gpu", entries("gpu", options)))
     if options.profile and options.device == "cpu":
-        record["profile"] = {work: profiled(work, options) for work in works}
-        sections += record["profile"].values()
+        record["profile"] = {}
+        for work in works:
+            record["profile"][work], text = profiled(work, options)
+            sections.append(text)
 
     record["peer_versions"] = peer_versions
     head = reporting.origin(record)
     if peer_versions:
         head += "\nPeer: " + ", ".join(f"{name} {version}" for name, version in peer_versions.items()) + "."
-    head += f"\nSlices of {options.seconds:g} s, {options.rounds} rounds; load average before the run {load:.2f}."
+    head += f"\nSlices of {options.seconds:g} s, {options.rounds} rounds. Load average before the run {load:.2f}"
+    if others:
+        mean = statistics.mean(others)
+        head += f"; other programs used {mean:.2f} cores in the mean of all slices, {max(others):.2f} in the worst"
+        if mean > DISTURBED:
+            head += ". **That is too much: these figures are not to be relied on**"
+    head += "."
     page = "\n\n".join(["# Throughput", head, *sections]) + "\n"
     print(page)
     for path, text in ((options.markdown, page), (options.json, json.dumps(record, indent=2) + "\n")):

@@ -97,6 +97,9 @@ def compare(
     comparison = read_comparison(source)
     variants = variants_of(comparison, list(overrides), list(only))
     grid = comparison.tune if tune is None else tune
+    for variant in variants:
+        # Variants train side by side, a core each; set here, so that results do not depend on how many do.
+        variant.data.setdefault("threads", 1)
     check(variants, grid)
     said = command if command is not None else shlex.join(sys.argv)
     folder = unique_run_path(root, comparison.name)

@@ -37,8 +37,9 @@ class EnvironmentConfig(Strict):
     """Environments per member."""
     backend: Literal["auto", "torch", "gymnasium"] = "auto"
     """auto: the torch-native twin where there is one, else gymnasium's own."""
-    vectorization: Literal["sync", "async"] = "sync"
-    """Gymnasium backend: one process, or one worker process per environment."""
+    vectorization: Literal["auto", "sync", "async"] = "auto"
+    """Gymnasium backend: one process, or one worker process per environment. auto: worker processes where steps are so
+    slow that they pay, measured at the start and recorded with the run."""
     autoreset_mode: Literal["disabled", "next_step", "same_step"] = "disabled"
     """Gymnasium backend: who resets ended environments."""
     max_episode_steps: Positive | None = None
@@ -283,8 +284,12 @@ class Config(Strict):
     """Environment steps per member between log lines."""
     device: str = "cpu"
     """cpu, cuda, or auto (cuda where there is one)."""
-    threads: Positive = 1
-    """Torch threads: for small networks one is often faster than two."""
+    threads: Positive | Literal["auto"] = "auto"
+    """Torch threads. auto: one for every 2,048 rows of an update, at most as many as cores (one in comparisons, whose
+    variants train side by side)."""
+    executor: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
+    """How rollouts are run: operation by operation, compiled by torch.compile (torch-native environments; needs a C++
+    compiler, and seconds to minutes at the start), or as a CUDA graph. auto: cudagraph on a GPU, else eager."""
     plugins: list[str] = []
     """Plug-ins this run was made with (a record: they are only ever loaded by --plugin)."""
 

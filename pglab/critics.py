@@ -27,13 +27,32 @@ class QCritic:
 
     def all(self, parameters: Parameters, obs: Tensor, action: Tensor) -> Tensor:
         """Every copy's value: obs `[P, B, O]`, action `[*L, P, B, E]`, result `[C, *L, P, B]`."""
+        return self._values(self.network(parameters.views, self._inputs(obs, action)), action)
+
+    def _inputs(self, obs: Tensor, action: Tensor) -> Tensor:
+        """What the network reads, `[P*C, L*B, O+E]`."""
         *lead, p, b, _ = action.shape
         x = torch.cat([obs.expand(*lead, p, b, obs.shape[-1]), action], dim=-1)  # [*L, P, B, O+E]
         x = x.flatten(0, len(lead) - 1).transpose(0, 1).flatten(1, 2) if lead else x  # [P, L*B, O+E]
-        if self.copies > 1:
-            x = x.repeat_interleave(self.copies, 0)  # [P*C, L*B, O+E]
-        q = self.network(parameters.views, x).view(p, self.copies, -1, b)  # [P, C, L, B]
-        return q.permute(1, 2, 0, 3).reshape(self.copies, *lead, p, b)
+        return x.repeat_interleave(self.copies, 0) if self.copies > 1 else x
+
+    def _values(self, out: Tensor, action: Tensor) -> Tensor:
+        """The network's output `[P*C, L*B, 1]` as `[C, *L, P, B]`."""
+        *lead, p, b, _ = action.shape
+        return out.reshape(p, self.copies, -1, b).permute(1, 2, 0, 3).reshape(self.copies, *lead, p, b)
+
+    def regression(self, obs: Tensor, action: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Every copy's value `[C, P, B]`, and the gradient `[P, C * n]` of half the `weight`ed squared error to `y`, summed
+        over rows and copies; action `[P, B, E]`, y and weight `[P, B]`. To be called where nothing is differentiated."""
+        views, x = self.parameters.views, self._inputs(obs, action)
+        weights = [views[name] for name in self.network.layer_names]
+        hidden, out = self.network.run(weights, x)
+        q = self._values(out, action)
+        error = (q - y) * weight
+        cotangent = error.transpose(0, 1).reshape(*out.shape)  # [P*C, B, 1]
+        wanted = [False] + [True] * len(weights)
+        found = self.network.pull_in_parts(weights, x, hidden, cotangent, wanted)[1:]
+        return q, self.parameters.flattened([g for g in found if g is not None])
 
     def reduced(
         self, parameters: Parameters, obs: Tensor, action: Tensor, how: Literal["min", "mean"] = "min"

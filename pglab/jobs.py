@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import queue
 import signal
 import traceback
@@ -195,8 +194,3 @@ def _side_by_side(jobs: Sequence[Job], workers: int, report: Report, ended: Ende
     if not interrupt.asked:
         for job in jobs:
             ended.setdefault(job.key, ("failed", "its worker process died before it came to an end"))
-
-
-def default_workers() -> int:
-    """As many processes as there are cores to run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -25,6 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
 }
 MINUS_ONE = torch.tensor(-1.0)
+CACHED = 2**21
+"""Bytes of one layer's values that a backward pass holds at a time on a CPU."""
 NARROW = 16
 """Products with fewer columns than this are computed transposed on a CPU, where BLAS is up to ten times faster so."""
 
@@ -61,6 +63,11 @@ class Parameters:
         parts = [torch.zeros_like(v) if g is None else g for g, v in zip(found, leaves, strict=True)]
         torch.cat([g.reshape(members, self.copies, -1) for g in parts], 2, out=self.grad.view(members, self.copies, -1))
         return self.grad
+
+    def flattened(self, parts: Sequence[Tensor]) -> Tensor:
+        """One tensor per view, in their order, as they lie in `flat`, `[P, C * n]`."""
+        members = len(self.flat)
+        return torch.cat([g.reshape(members, self.copies, -1) for g in parts], 2).view(members, -1)
 
     @property
     def version(self) -> int:
@@ -146,29 +153,27 @@ class MLP:
         is where the hidden layers are written."""
         kept: list[Tensor] = []
         last = len(self.sizes) - 2
+        by_sigmoid = self.activation == "tanh" and x.dtype == torch.float32 and x.device.type == "cpu"
+        compiling = torch.compiler.is_compiling()  # a compiler finds memory to reuse by itself
         for i in range(last):
             # Only the last operation of a layer writes to `into`: products are fastest on memory without gaps.
             out = None if into is None else into[i]
-            if self._by_sigmoid(x):
+            z = _affine(x, weights[2 * i], weights[2 * i + 1], 2.0 if by_sigmoid else 1.0)
+            mine = z if out is None and not compiling else out
+            if by_sigmoid:
                 # tanh(z) = 2 sigmoid(2 z) - 1: on a CPU a fifth of torch.tanh's time, within 2e-7 of it.
-                z = _affine(x, weights[2 * i], weights[2 * i + 1], 2.0).sigmoid_()
-                x = torch.add(MINUS_ONE, z, alpha=2, out=z if out is None else out)
+                x = torch.add(MINUS_ONE, z.sigmoid_(), alpha=2, out=mine)
                 kept.append(x)
-                continue
-            z = _affine(x, weights[2 * i], weights[2 * i + 1])
-            if self.activation == "tanh":
-                x = torch.tanh(z, out=z if out is None else out)
+            elif self.activation == "tanh":
+                x = torch.tanh(z, out=mine)
                 kept.append(x)
             elif self.activation == "relu":
-                x = torch.clamp_min(z, 0.0, out=z if out is None else out)
+                x = torch.clamp_min(z, 0.0, out=mine)
                 kept.append(x)
             else:
                 kept.append(z if out is None else out.copy_(z))
                 x = ACTIVATIONS[self.activation](z)
         return kept, _affine(x, weights[2 * last], weights[2 * last + 1])
-
-    def _by_sigmoid(self, x: Tensor) -> bool:
-        return self.activation == "tanh" and x.dtype == torch.float32 and x.device.type == "cpu"
 
     def _hidden(self, kept: Tensor) -> Tensor:
         """A hidden layer's values from what `run` keeps of it."""
@@ -195,6 +200,20 @@ class MLP:
             found[0] = g
         return found
 
+    def pull_in_parts(
+        self, weights: Sequence[Tensor], x: Tensor, kept: Sequence[Tensor], cotangent: Tensor, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """`pull`, on a CPU a few members at a time where all together overflow its caches."""
+        members, rows, _ = x.shape
+        few = max(1, CACHED // max(1, rows * max(self.sizes) * x.element_size()))
+        if x.device.type != "cpu" or members <= few:
+            return self.pull(weights, x, kept, cotangent, wanted)
+        parts = [
+            self.pull([w[s] for w in weights], x[s], [h[s] for h in kept], cotangent[s], wanted)
+            for s in (slice(i, i + few) for i in range(0, members, few))
+        ]
+        return [None if found[0] is None else torch.cat(found) for found in zip(*parts, strict=True)]
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -213,6 +232,8 @@ class Recorder:
     def __init__(self, network: MLP, members: int, steps: int, envs: int, device: torch.device) -> None:
         self._shape = (members, steps, envs)
         *self._hidden, self._output = [torch.empty(members, steps, envs, h, device=device) for h in network.sizes[1:]]
+        self.rows = list(zip(*[x.unbind(1) for x in (*self._hidden, self._output)], strict=True))
+        """For every step, where its hidden layers and output are kept, `[P, N, ...]` each."""
         self._round = 0
 
     def begin(self, network: MLP, parameters: Parameters) -> None:
@@ -225,9 +246,9 @@ class Recorder:
     def step(self, x: Tensor) -> Tensor:
         """The network's output `[P, N, O]` at the next step's `x` `[P, N, I]`."""
         t = self._taken
-        output = self._network.run(self._weights, x, [h[:, t] for h in self._hidden])[1]
+        *into, mine = self.rows[t]
         self._taken = t + 1
-        return self._output[:, t].copy_(output)
+        return mine.copy_(self._network.run(self._weights, x, into)[1])
 
     def take(self) -> Recorded:
         """The whole rollout, rows `[P, T*N]`; the next one overwrites it."""
@@ -266,7 +287,7 @@ class _Network(torch.autograd.Function):
             again = iter(torch.autograd.grad(ctx.network.plain(weights, x), inputs, cotangent, create_graph=True))
             found = [next(again) if w else None for w in wanted]
         else:
-            found = ctx.network.pull(weights, x, kept, cotangent, wanted)
+            found = ctx.network.pull_in_parts(weights, x, kept, cotangent, wanted)
         return None, found[0], None, None, *[None] * ctx.recorded, *found[1:]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pglab.distributions import Bernoulli, Categorical, Distribution, Gaussian, SquashedGaussian
 from pglab.environments.contract import ActionSpec
 from pglab.errors import PglabError
-from pglab.networks import MLP, Activation, Parameters, Recorded, Recorder, by_member, by_row
+from pglab.networks import MLP, Activation, Parameters, Recorded, by_member, by_row
 from pglab.noise import Noise
 from pglab.registry import Strict
 
@@ -105,15 +105,10 @@ class Policy:
         `recorded` is the network's pass over these observations, used where it still holds."""
         recorded = recorded if recorded is not None and recorded.holds(parameters) else None
         h = by_row(self.network(parameters.views, by_member(obs), recorded), obs.shape[:-1])  # [*rows, outputs]
-        return self._parameterized(parameters, h, action_mask)
+        return self.parameterized(parameters.views, h, action_mask)
 
-    def recording(
-        self, parameters: Parameters, obs: Tensor, action_mask: Tensor | None, recorder: Recorder
-    ) -> Distribution:
-        """The distribution at the next step's observations `[P, N, O]`, with the forward pass kept by `recorder`."""
-        return self._parameterized(parameters, recorder.step(obs), action_mask)
-
-    def _parameterized(self, parameters: Parameters, h: Tensor, action_mask: Tensor | None) -> Distribution:
+    def parameterized(self, views: dict[str, Tensor], h: Tensor, action_mask: Tensor | None = None) -> Distribution:
+        """The distribution that the network's output `h` `[*rows, outputs]` stands for."""
         d = self.action.factors
         if self.family == "categorical":
             logits = self._bounded(h).unflatten(-1, (d, self.action.categories))  # [*rows, D, K]
@@ -126,7 +121,7 @@ class Policy:
         if self.std_from_network:
             log_std = (h[..., d:] + self.config.log_std).clamp(low, high)
         else:
-            raw = parameters.views["log_std"]  # [P, 1, D]
+            raw = views["log_std"]  # [P, 1, D]
             log_std = raw.clamp(low, high).expand_as(mean)
         if not self.config.learn_std:
             log_std = log_std.detach()

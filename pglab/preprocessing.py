@@ -80,15 +80,12 @@ class Preprocessor:
             s["mean"], s["var"], s["count"] = merge_moments(s["mean"], s["var"], s["count"], x, w, (0, 2))
         if "returns" in self.state:
             s = self.state["returns"]
-            # More columns than environments are waves of whole episodes side by side: each starts, and ends, at 0.
-            waves = reward.shape[2] != s["running"].shape[1]
-            running, seen = torch.zeros_like(reward[0]) if waves else s["running"], []
+            running, seen = s["running"], []
             for t in range(len(reward)):
                 running = running * discount + reward[t]
                 seen.append(running)
                 running = running * ~ended[t]
-            if not waves:
-                s["running"] = running
+            s["running"] = running
             s["mean"], s["var"], s["count"] = merge_moments(
                 s["mean"], s["var"], s["count"], torch.stack(seen), valid, (0, 2)
             )

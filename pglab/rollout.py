@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pglab.distributions import Distribution
-from pglab.environments.contract import Environment, Reset
+from pglab.environments.contract import Environment, Reset, Step
 from pglab.errors import PglabError
 from pglab.noise import Counter, Noise, Purpose
 
@@ -61,22 +61,6 @@ class Rollout:
             lambda name, _: torch.cat([getattr(p, name).transpose(0, 1) for p in parts], 1).transpose(0, 1)
         )
 
-    @staticmethod
-    def beside(parts: list[Rollout]) -> Rollout:
-        """Several rollouts as columns of one, padded in time with rows that are not valid."""
-        steps = max(len(p) for p in parts)
-
-        def padded(name: str, x: Tensor) -> Tensor:
-            missing = steps - len(x)
-            # Contents are repeated, not zeroed: they stay finite and masks stay non-empty.
-            filling = torch.zeros_like(x[-1:]) if name in ("reward", "valid") else x[-1:]
-            return torch.cat([x, filling.expand(missing, *x.shape[1:])]) if missing else x
-
-        def joined(name: str, _: Tensor) -> Tensor:
-            return torch.cat([padded(name, getattr(p, name)).transpose(0, 1) for p in parts], dim=2).transpose(0, 1)
-
-        return parts[0] if len(parts) == 1 else parts[0].map(joined)
-
 
 @dataclass
 class Position:
@@ -115,27 +99,52 @@ def block(
 
     `reset_noise` `[T, P, N, reset_noise_size]` where the environment wants it. Returns the rollout and where it stopped.
     """
-    obs, mask = position.obs, position.action_mask
+    with torch.inference_mode():
+        starts = None if reset_noise is None else env.starts(reset_noise)
+        rows, masks, obs, mask = steps(
+            act, present, env.advance, position.obs, position.action_mask, action_noise, starts
+        )
+    # Stacked outside of inference mode: the copies are ordinary tensors, which a backward pass may save.
+    columns = [_stacked(column) for column in zip(*rows, strict=True)]
+    rollout, time = assembled(columns, action_noise, position.time, _stacked(masks) if masks else None)
+    return rollout, Position(obs.clone(), time, None if mask is None else mask.clone())
+
+
+def steps(
+    act: Act,
+    present: Callable[[Tensor], Tensor],
+    advance: Callable[[Tensor, Tensor | None], Step],
+    obs: Tensor,
+    mask: Tensor | None,
+    noise: Tensor,
+    starts: Tensor | None,
+) -> tuple[list[tuple[Tensor, ...]], list[Tensor], Tensor, Tensor | None]:
+    """The loop of every rollout: draw with a row of `noise` `[T, P, N, *event]`, advance with a row of `starts`.
+
+    Returns each step's columns (see `assembled`) and masks, and what the policy sees next.
+    """
     rows: list[tuple[Tensor, ...]] = []
     masks = []
-    with torch.inference_mode():
-        starts = repeat(None) if reset_noise is None else env.starts(reset_noise)
-        for noise, start in zip(action_noise, starts, strict=False):
-            distribution = act(obs, mask)
-            action = distribution.sample(noise)
-            step = env.advance(present(distribution.executed(action)), start)
-            rows.append((obs, action, step.reward, step.terminated, step.ended, step.final_obs, step.valid))
-            if mask is not None:
-                masks.append(mask)
-            obs, mask = step.obs, step.action_mask
-    # Stacked outside of inference mode: the copies are ordinary tensors, which a backward pass may save.
-    o, action, reward, terminated, ended, final, valid = (_stacked(column) for column in zip(*rows, strict=True))
+    for drawn, start in zip(noise, repeat(None) if starts is None else starts, strict=False):
+        distribution = act(obs, mask)
+        action = distribution.sample(drawn)
+        step = advance(present(distribution.executed(action)), start)
+        rows.append((obs, action, step.reward, step.terminated, step.ended, step.final_obs, step.valid))
+        if mask is not None:
+            masks.append(mask)
+        obs, mask = step.obs, step.action_mask
+    return rows, masks, obs, mask
+
+
+def assembled(
+    columns: Sequence[Tensor], action_noise: Tensor, time: Tensor, masks: Tensor | None
+) -> tuple[Rollout, Tensor]:
+    """A rollout of its columns `[T, P, N, ...]` (observation, action, reward, terminated, ended, final observation,
+    valid), and each environment's step in its episode afterwards; `time` `[P, N]` is that of the first row."""
+    obs, action, reward, terminated, ended, final, valid = columns
     reward = torch.where(valid, reward, 0.0)
-    time, later = step_numbers(position.time, ended, valid)
-    rollout = Rollout(
-        o, action, action_noise, reward, terminated, ended, final, valid, time, _stacked(masks) if masks else None
-    )
-    return rollout, Position(obs.clone(), later, None if mask is None else mask.clone())
+    numbers, after = step_numbers(time, ended, valid)
+    return Rollout(obs, action, action_noise, reward, terminated, ended, final, valid, numbers, masks), after
 
 
 def _stacked(column: Sequence[Tensor]) -> Tensor:
@@ -157,42 +166,45 @@ def step_numbers(time: Tensor, ended: Tensor, valid: Tensor) -> tuple[Tensor, Te
 
 def whole_episodes(
     env: Environment,
-    act: Act,
-    present: Callable[[Tensor], Tensor],
+    play: Callable[[Position, Tensor, Tensor | None], tuple[Rollout, Position]],
     noise: Noise,
     counter: Counter,
     block_steps: int,
     event: Event,
+    episodes: int = 1,
 ) -> Rollout:
-    """One whole episode of every environment, started afresh: exactly one each, never "the first to finish".
+    """`episodes` whole episodes of every environment, started afresh and played one after another: a number fixed
+    beforehand, never "the first to finish", which would favour short ones.
 
-    Played in blocks; whether anyone is alive is read once per block. Rows after an episode's end are not valid. Noise is
-    drawn per block, so a member's episodes do not depend on how long the others' last.
+    `play` plays a block (see `block`); whether anyone still has an episode to finish is read once per block. Rows after an
+    environment's last episode are not valid. Noise is drawn per block, so a member's episodes do not depend on how long
+    the others' last.
     """
     limit = env.spec.max_episode_steps
+    most = None if limit is None else limit * episodes
     position = Position.start(env.reset(noise, (*counter, 0)))
-    alive = torch.ones(position.obs.shape[:2], dtype=torch.bool, device=position.obs.device)
+    finished = torch.zeros(position.obs.shape[:2], dtype=torch.int64, device=position.obs.device)  # [P, N] episodes
     parts: list[Rollout] = []
     played = 0
-    while limit is None or played < limit + 1:
-        steps = block_steps if limit is None else min(block_steps, limit - played) or block_steps
+    while most is None or played < most + episodes:
+        steps = block_steps if most is None or most <= played else min(block_steps, most - played)
         drawn = block_noise(env, noise, (*counter, 1, len(parts)), steps, event)
-        part, position = block(env, act, present, position, *drawn)
-        survived = (~part.ended).cumprod(0).bool()  # [T, P, N]: no end up to and including t
-        before = torch.cat([alive.unsqueeze(0), survived[:-1] & alive])  # [T, P, N]: still in its first episode
-        part = replace(part, valid=part.valid & before)
-        alive = survived[-1] & alive
+        part, position = play(position, *drawn)
+        ends = (part.ended & part.valid).cumsum(0) + finished  # [T, P, N] episodes finished up to and including t
+        before = torch.cat([finished.unsqueeze(0), ends[:-1]])
+        part = replace(part, valid=part.valid & (before < episodes))
+        finished = ends[-1]
         parts.append(part)
         played += steps
-        if not bool(alive.any()):
+        if not bool((finished < episodes).any()):
             break
-        if limit is None and played > 1_000_000:
+        if limit is None and played > 1_000_000 * episodes:
             raise PglabError(
                 f"{env.spec.id}: an episode has lasted over 1,000,000 steps and the environment has no time limit: "
                 "set env.max_episode_steps, or collect by steps."
             )
     whole = Rollout.after_another(parts)
-    longest = int(whole.valid.any(2).any(1).sum())  # rows past the longest episode say nothing
+    longest = int(whole.valid.any(2).any(1).nonzero().max()) + 1  # rows past the last episode say nothing
     whole = whole.map(lambda _, x: x[:longest])
     return replace(whole, reward=torch.where(whole.valid, whole.reward, 0.0))
 

@@ -16,11 +16,12 @@ from pglab import checkpoint
 from pglab.agents import ActorCriticAgent, Agent, OnPolicyAgent
 from pglab.capabilities import check_fit
 from pglab.config import ActorCriticConfig, Config
-from pglab.devices import pick_device
+from pglab.devices import keep_memory, pick_device, pick_threads
 from pglab.environments import make_environment
 from pglab.environments.contract import Environment
 from pglab.errors import PglabError
 from pglab.evaluation import evaluate
+from pglab.executors import pick_executor
 from pglab.lab.statistics import iqm
 from pglab.lab.variance import measure
 from pglab.population import Population
@@ -66,8 +67,8 @@ class Trainer:
 
     def __init__(self, config: Config, folder: RunFolder | None = None, watcher: Watcher | None = None) -> None:
         self.config, self.folder, self.watcher = config, folder, watcher or Watcher()
-        torch.set_num_threads(config.threads)
         self.device = pick_device(config.device)
+        keep_memory()
         self.population = Population.of(config, self.device)
         members = len(self.population)
         self.env = self.environment(members, config.env.num_envs)
@@ -75,7 +76,14 @@ class Trainer:
         check_fit(config, self.env.spec)
         kind = ActorCriticAgent if isinstance(config.agent, ActorCriticConfig) else OnPolicyAgent
         self.agent: Agent = kind(config, self.env.spec, self.population, config.env.num_envs)
-        self.watcher.note(f"{self.env.spec.description}; policy {self.agent.policy.describe()}.")
+        rows = self.agent.rows_per_update * members
+        threads = pick_threads(config.threads, rows, self.device)
+        torch.set_num_threads(threads)
+        self.agent.executor = pick_executor(config.executor, self.device, self.env, config)
+        self.watcher.note(
+            f"{self.env.spec.description}; policy {self.agent.policy.describe()}; executor {self.agent.executor.name}, "
+            f"{threads} torch thread{'s' if threads > 1 else ''} ({rows:,} rows an update)."
+        )
         self.tracker: Tracker | None = None
         self.steps = np.zeros(members, dtype=np.int64)
         self.running = torch.zeros(members, config.env.num_envs, device=self.device)
@@ -241,7 +249,7 @@ class Trainer:
     def _count(self, rollout: Any) -> None:
         self.steps += rollout.valid.sum((0, 2)).cpu().numpy()
         whole = isinstance(self.agent, OnPolicyAgent) and self.agent.settings.collect == "episodes"
-        # Whole episodes start and end within the batch, in one column for each of an environment's episodes.
+        # Whole episodes start and end within the batch.
         running = torch.zeros_like(rollout.reward[0]) if whole else self.running
         total, length, count, running = episode_sums(rollout, running)
         if not whole:
@@ -371,7 +379,10 @@ def train(
     config = Config.read(config)
     trainer = Trainer(config, None, watcher)
     if folder is not None:
-        trainer.folder = RunFolder.create(folder, config.plain(), command)
+        plain = config.plain()
+        # What was measured once is kept, so that a resumed run is stepped the same way.
+        plain["env"]["vectorization"] = getattr(trainer.env, "vectorization", config.env.vectorization)
+        trainer.folder = RunFolder.create(folder, plain, command)
         if tuned:
             write_json(trainer.folder.path / "tuned.json", tuned)
     return trainer.run()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pglab.agents import ActorCriticAgent
-from pglab.config import Config, merge
-from pglab.noise import ChunkedNoise, Purpose
+from pglab.config import Config, CriticConfig, merge
+from pglab.critics import QCritic
+from pglab.noise import ChunkedNoise, Noise, Purpose
 from pglab.replay import Replay, Transitions
 from pglab.training import Trainer
 
@@ -252,3 +253,25 @@ def test_known_algorithms_are_settings_and_stay_finite(changes: dict[str, Any]) 
 def test_automatic_entropy_starts_from_1_where_no_weight_is_given() -> None:
     config = merge(PENDULUM, {"agent": {"auto_entropy": True}, "entropy_weight": 0.0})
     assert torch.equal(agent_after(config, rounds=1).log_alpha, torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("hidden", [[5], [20, 4]], ids=str)
+@pytest.mark.parametrize("activation", ["tanh", "relu", "silu"])
+def test_the_regressions_gradient_is_autograds_of_half_the_weighted_squared_error(twin, hidden, activation):
+    """Summed over rows and copies; members and copies have their own rows, inputs and weights."""
+    config = CriticConfig(hidden=hidden, activation=activation, twin=twin)
+    critic = QCritic(config, 3, 2, Noise.of_seeds([0, 5, 1]))
+    g = torch.Generator().manual_seed(3)
+    obs, action = torch.randn(3, 7, 3, generator=g), torch.randn(3, 7, 2, generator=g)
+    y, weight = torch.randn(3, 7, generator=g), torch.rand(3, 7, generator=g)
+    weight[1, 2:5] = 0
+    with torch.no_grad():
+        q, grad = critic.regression(obs, action, y, weight)
+    copies = 2 if twin else 1
+    assert q.shape == (copies, 3, 7)
+    theirs = critic.all(critic.parameters, obs, action)
+    torch.testing.assert_close(q, theirs.detach())
+    expected = critic.parameters.backward([(0.5 * (theirs - y).square() * weight).sum()])
+    assert grad.shape == expected.shape == (3, copies * critic.parameters.size)
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)

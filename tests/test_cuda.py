@@ -35,3 +35,14 @@ def test_ten_updates_agree_with_the_cpu(config: dict[str, Any]) -> None:
     for name, parameters in cpu.agent.networks().items():
         other = cuda.agent.networks()[name].flat.cpu()
         assert torch.allclose(parameters.flat, other, rtol=1e-2, atol=1e-4), name
+
+
+def test_a_captured_rollout_gives_the_same_training() -> None:
+    eager, graph = (
+        Trainer(Config.read(merge(CARTPOLE, {"device": "cuda", "executor": e}))) for e in ("eager", "cudagraph")
+    )
+    for _ in range(15):
+        eager.agent.update(eager.env)
+        graph.agent.update(graph.env)
+    for name, parameters in eager.agent.networks().items():
+        torch.testing.assert_close(parameters.flat, graph.agent.networks()[name].flat, rtol=1e-3, atol=1e-5, msg=name)

@@ -109,9 +109,11 @@ def test_whole_episode_collection_does_not_favour_short_episodes(waves: int) -> 
     lengths = []
     for update in range(12 // waves):
         rollout = trainer.agent.collect(trainer.env, (update,))  # type: ignore[attr-defined]
-        assert rollout.valid.shape[2] == 50 * waves
-        per_episode = rollout.valid.sum(0).flatten()
-        assert torch.equal((rollout.ended & rollout.valid).sum(0).flatten(), torch.ones_like(per_episode))
+        assert rollout.valid.shape[2] == 50
+        ends = rollout.ended & rollout.valid  # [T, P, N]
+        assert torch.equal(ends.sum(0), torch.full((2, 50), waves))
+        per_episode = (rollout.time + 1)[ends]
+        assert int(rollout.valid.sum()) == int(per_episode.sum())
         lengths.append(per_episode)
     drawn = torch.cat(lengths).double().numpy()
     assert len(drawn) == 1200

@@ -8,7 +8,8 @@ import pytest
 import torch
 from spine import generator, normal
 
-from pglab.networks import ACTIVATIONS, MLP, Parameters, by_member, by_row, orthogonal
+from pglab import networks
+from pglab.networks import ACTIVATIONS, MLP, NARROW, Parameters, Recorder, by_member, by_row, orthogonal
 from pglab.noise import Noise
 
 MODULES = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU, "elu": torch.nn.ELU, "silu": torch.nn.SiLU}
@@ -140,3 +141,171 @@ def test_rows_to_members_and_back():
     assert torch.equal(by_row(flat, torch.Size((5, 3, 4))), rows)
     assert by_member(rows[0]) is not None
     assert torch.equal(by_row(by_member(rows[0]), torch.Size((3, 4))), rows[0])
+
+
+def of_modules(network: MLP, parameters: Parameters, x: torch.Tensor, seed: torch.Tensor):
+    """Output and flat gradient of one torch module per member and copy."""
+    outputs, gradients = [], []
+    for i in range(len(x)):
+        module = plain(network, parameters, i)
+        out = module(x[i])
+        out.backward(seed[i])
+        outputs.append(out.detach())
+        layers = [layer for layer in module if isinstance(layer, torch.nn.Linear)]
+        gradients.append(torch.cat([part for m in layers for part in (m.weight.grad.T.flatten(), m.bias.grad)]))
+    return torch.stack(outputs), torch.stack(gradients)
+
+
+WIDTHS = {
+    "all narrow": (3, NARROW - 7, NARROW - 1, 2),
+    "narrow head": (3, NARROW + 5, 2 * NARROW, 1),
+    "at the border": (NARROW, NARROW, NARROW - 1, NARROW),
+    "all wide": (NARROW + 1, NARROW + 4, NARROW + 2),
+}
+
+
+@pytest.mark.parametrize("sizes", WIDTHS.values(), ids=WIDTHS.keys())
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_float32_tanh_network_equals_torch_modules(sizes, members):
+    """On a CPU tanh is taken by way of the sigmoid there, and narrow layers are multiplied transposed."""
+    network = MLP(sizes)
+    exact = double(network.initial(Noise.of_seeds(range(members))))
+    parameters = Parameters(exact.shapes, exact.flat.float())
+    x = (2 * normal(members, 20, sizes[0])).float()
+    seed = normal(members, 20, sizes[-1], key=1).float() / 20
+    y = network(parameters.views, x)
+    theirs, gradient = of_modules(network, parameters, x, seed)
+    torch.testing.assert_close(y, theirs, rtol=0, atol=2e-6)
+    torch.testing.assert_close(parameters.backward([y], [seed]), gradient, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("sizes", WIDTHS.values(), ids=WIDTHS.keys())
+def test_every_width_equals_torch_modules(activation, sizes):
+    network = MLP(sizes, activation)
+    parameters = double(network.initial(Noise.of_seeds([0, 1])))
+    x, seed = normal(2, 5, sizes[0]), normal(2, 5, sizes[-1], key=1)
+    y = network(parameters.views, x)
+    theirs, gradient = of_modules(network, parameters, x, seed)
+    torch.testing.assert_close(y, theirs)
+    torch.testing.assert_close(parameters.backward([y], [seed]), gradient)
+
+
+@pytest.mark.parametrize("z", [0.0, 1e-4, -0.3, 4.0, -20.0, 200.0])
+def test_tanh_by_way_of_the_sigmoid_is_within_2e_7(z):
+    network = MLP((1, 1, 1))
+    weights = [torch.ones(1, 1, 1), torch.zeros(1, 1, 1)] * 2
+    (kept,), _ = network.run(weights, torch.full((1, 1, 1), z))
+    assert float(kept) == pytest.approx(math.tanh(z), abs=2e-7)
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_a_network_can_be_differentiated_twice(activation):
+    """In the weights and in the input, against finite differences."""
+    network = MLP((2, 4, 3, 2), activation)
+    parameters = double(network.initial(Noise.of_seeds([0, 3])))
+    x = normal(2, 3, 2, key=8).requires_grad_()
+    weights = [parameters.views[name].detach().clone().requires_grad_() for name in network.layer_names]
+
+    def f(x, *weights):
+        return network(dict(zip(network.layer_names, weights, strict=True)), x)
+
+    assert torch.autograd.gradcheck(f, (x, *weights))
+    assert torch.autograd.gradgradcheck(f, (x, *weights))
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_the_gradients_graph_equals_that_of_plain_operations(activation):
+    """The derivative of a gradient's norm, as torch finds it through its own operations."""
+    network = MLP((3, 20, 5, 1), activation)
+    parameters = double(network.initial(Noise.of_seeds([0, 1])))
+    x = normal(2, 6, 3).requires_grad_()
+    weights = [parameters.views[name] for name in network.layer_names]
+    found = []
+    for y in (network(parameters.views, x), network.plain(weights, x)):
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), [x, *weights], allow_unused=True))
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine is None or not mine.any()) if theirs is None else torch.allclose(mine, theirs)
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize(
+    "wanted", [[True] * 7, [False] + [True] * 6, [True] + [False] * 6, [False, False] + [True] * 5]
+)
+@pytest.mark.parametrize("few", [0, 2])
+def test_a_backward_pass_in_parts_is_the_whole_one(monkeypatch, activation, wanted, few):
+    """A few members at a time, the last part smaller; what is not wanted is None in both."""
+    network = MLP((3, 18, 4, 2), activation)
+    parameters = double(network.initial(Noise.of_seeds(range(5))))
+    weights = [parameters.views[name].detach() for name in network.layer_names]
+    x, seed = normal(5, 7, 3), normal(5, 7, 2, key=1)
+    kept, _ = network.run(weights, x)
+    whole = network.pull(weights, x, kept, seed, wanted)
+    calls = []
+    pull = MLP.pull
+    monkeypatch.setattr(MLP, "pull", lambda self, *args: calls.append(len(args[1])) or pull(self, *args))
+    monkeypatch.setattr(networks, "CACHED", few * 7 * 18 * 8)
+    parts = network.pull_in_parts(weights, x, kept, seed, wanted)
+    assert calls == ([1] * 5 if few == 0 else [2, 2, 1])
+    assert [part is not None for part in whole] == wanted
+    for a, b in zip(whole, parts, strict=True):
+        assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def recorded_pass(steps: int = 4):
+    """A network, its parameters, a recorder that has kept `steps` steps of 3 environments, and the rows it saw."""
+    network = MLP((2, 20, 5, 3))
+    parameters = network.initial(Noise.of_seeds([0, 4]))
+    recorder = Recorder(network, 2, steps, 3, torch.device("cpu"))
+    rows = normal(steps, 2, 3, 2).float()
+    recorder.begin(network, parameters)
+    with torch.inference_mode():
+        outputs = [recorder.step(row).clone() for row in rows]
+    return network, parameters, recorder, rows, outputs
+
+
+def gradient_of(network, parameters, x, recorded=None):
+    return parameters.backward([network(parameters.views, x, recorded).square().sum()]).clone()
+
+
+def test_a_recorded_pass_is_used_where_it_holds(monkeypatch):
+    network, parameters, recorder, rows, outputs = recorded_pass()
+    recorded, x = recorder.take(), by_member(rows)
+    assert recorded.holds(parameters)
+    whole = network(parameters.views, x).detach()
+    torch.testing.assert_close(
+        by_row(recorded.output, torch.Size((4, 2, 3))), torch.stack([o.clone() for o in outputs])
+    )
+    torch.testing.assert_close(recorded.output, whole)
+    expected = gradient_of(network, parameters, x)
+    monkeypatch.setattr(MLP, "run", None)  # nothing is computed again
+    torch.testing.assert_close(gradient_of(network, parameters, x, recorded), expected)
+    with torch.no_grad():
+        assert network(parameters.views, x, recorded) is recorded.output
+
+
+def test_a_recorded_pass_can_be_differentiated_twice():
+    network, parameters, recorder, rows, _ = recorded_pass()
+    found, x = [], by_member(rows)
+    leaves = [parameters.views[name] for name in network.layer_names]
+    for recorded in (recorder.take(), None):
+        first = torch.autograd.grad(network(parameters.views, x, recorded).square().sum(), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["in place", "another object", "another rollout"])
+def test_a_recorded_pass_no_longer_holds(change):
+    network, parameters, recorder, _, _ = recorded_pass()
+    recorded = recorder.take()
+    asked = parameters
+    if change == "in place":
+        with torch.no_grad():
+            parameters.flat.mul_(1.5)
+    elif change == "another object":
+        asked = parameters.repeated(1)
+    else:
+        recorder.begin(network, parameters)
+    assert not recorded.holds(asked)

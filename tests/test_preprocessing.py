@@ -125,15 +125,18 @@ def test_rows_that_are_not_valid_do_not_enter_the_returns():
     assert float(pre.state["returns"]["count"]) == 2
 
 
-def test_several_waves_of_whole_episodes_are_columns_of_their_own():
-    """Whole-episode collection puts each wave's environments beside the others': more columns than environments."""
+def test_whole_episodes_one_after_another_each_start_at_0():
+    """Whole-episode collection begins every batch afresh; rows past an environment's last episode weigh nothing, and so
+    nothing is carried from one batch to the next."""
     pre = Preprocessor(PreprocessingConfig(normalize_returns=True), 1, 2, 2, CPU)
-    reward = torch.tensor([[[1.0, 2.0, 3.0, 4.0]], [[1.0, 0.0, 1.0, 0.0]]])
-    ended = torch.tensor([[[False, True, False, True]], [[True, True, True, True]]])
-    valid = torch.tensor([[[True, True, True, True]], [[True, False, True, False]]])
+    reward = torch.tensor([[[1.0, 2.0]], [[1.0, 3.0]], [[4.0, 0.0]], [[2.0, 0.0]]])  # two episodes in each column
+    ended = torch.tensor([[[False, True]], [[True, True]], [[False, False]], [[True, True]]])
+    valid = torch.tensor([[[True, True]], [[True, True]], [[True, False]], [[True, False]]])
     pre.update(*block(reward, ended, valid))
     pre.update(*block(reward, ended, valid))
-    assert float(pre.state["returns"]["mean"]) == pytest.approx(np.mean([1, 2, 3, 4, 1.5, 2.5]))
+    seen = [1.0, 1.5, 4.0, 4.0, 2.0, 3.0] * 2  # 1, 1 + .5 | 4, 2 + 2; 2 | 3
+    assert float(pre.state["returns"]["mean"]) == pytest.approx(np.mean(seen))
+    assert float(pre.state["returns"]["var"]) == pytest.approx(np.var(seen))
     assert pre.state["returns"]["running"].tolist() == [[0.0, 0.0]]
 
 

@@ -31,7 +31,7 @@ from pglab.noise import ChunkedNoise, Purpose
 from pglab.optimizers import OptimizerConfig, clip_by_member
 from pglab.population import Population
 from pglab.replay import Replay, Transitions
-from pglab.rollout import Position, Rollout, block
+from pglab.rollout import Position, Rollout
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,10 @@ class ActorCriticAgent(Agent):
     def steps_per_update(self) -> int | None:
         return self.round_rows
 
+    @property
+    def rows_per_update(self) -> int:
+        return self.settings.replay.batch_size * self.critic.copies
+
     # -- collecting
 
     def collect(self, env: Environment) -> Rollout:
@@ -118,7 +122,7 @@ class ActorCriticAgent(Agent):
         size, resets = env.spec.reset_noise_size, None
         if size:
             resets = self.chunks.take("uniform", Purpose.RESET, self.rounds, (steps, n, size)).transpose(0, 1)
-        rollout, self.position = block(env, self.act, self.policy.present, self.position, actions, resets)
+        rollout, self.position = self.executor.block(self, env, self.position, actions, resets)
         self.replay.add(self._transitions(rollout, self.position))
         self.rounds += 1
         return rollout
@@ -159,10 +163,17 @@ class ActorCriticAgent(Agent):
 
     def target(self, rows: Transitions) -> Tensor:
         """The critic's regression target, `[P, B]`: r + gamma (1 - terminated) (Q_target(s', a') + alpha H)."""
+        noise = None
+        if self.settings.critic.target_action == "sample":
+            (kind, shape), b = self.event, rows.obs.shape[1]
+            noise = self.chunks.take(kind, Purpose.TARGET, self.updates, (b, *shape))
+        return self.executor.pure(self._target)(rows, noise, self.hyper("discount"), self.entropy_weight())
+
+    def _target(self, rows: Transitions, noise: Tensor | None, discount: Tensor, alpha: Tensor | None) -> Tensor:
+        """`target` as a function: `noise` `[P, B, *event]` makes a' where it is drawn; discount and alpha are `[P, 1]`."""
         c = self.settings.critic
         obs = self.preprocessor.observations(rows.final_obs)
         policy = self.policy.distribution(self.policy_parameters, obs, self._mask(rows.next_mask))
-        alpha = self.entropy_weight()
 
         def q(action: Tensor) -> Tensor:
             return self.critic.reduced(self.critic.target, obs, self.policy.present(action).flatten(-self._event_ndim))
@@ -173,14 +184,12 @@ class ActorCriticAgent(Agent):
             if alpha is not None:
                 value = value + alpha * policy.entropy().sum(-1)
         else:
-            (kind, shape), b = self.event, obs.shape[1]
-            noise = self.chunks.take(kind, Purpose.TARGET, self.updates, (b, *shape))
-            action = policy.mode() if c.target_action == "mode" else policy.sample(noise)
+            action = policy.mode() if noise is None else policy.sample(noise)
             value = q(policy.executed(action))
             if alpha is not None and c.target_action == "sample":
                 value = value - alpha * policy.log_prob(action, noise).sum(-1)
         reward = self.preprocessor.rewards(rows.reward)
-        return reward + self.hyper("discount") * (1 - rows.terminated) * value
+        return reward + discount * (1 - rows.terminated) * value
 
     @property
     def _event_ndim(self) -> int:
@@ -198,16 +207,13 @@ class ActorCriticAgent(Agent):
                 obs, action = torch.cat([obs, obs], 1), torch.cat([action, blended], 1)
                 y, weight = torch.cat([y, y], 1), torch.cat([weight, weight], 1)
             weight = weight / weight.sum(1, keepdim=True).clamp_min(1)
-        q = self.critic.all(parameters, obs, action)  # [C, P, B]
-        error = q.detach() - y
-        grad = parameters.backward([q], [error * weight])
+            q, grad = self.executor.pure(self.critic.regression)(obs, action, y, weight)
         clip_by_member(grad, c.max_grad_norm)
         rate = self.rate("agent.critic.learning_rate")
         self.config.optimizer.step(parameters.flat, grad, self.critic_optimizer, rate)
-        values = q.detach()
         return {
-            "losses/critic_loss": lambda: (0.5 * error.square() * weight).sum(-1).mean(0),
-            "critic/q_mean": lambda: (values[0] * weight).sum(-1),
+            "losses/critic_loss": lambda: (0.5 * (q - y).square() * weight).sum(-1).mean(0),
+            "critic/q_mean": lambda: (q[0] * weight).sum(-1),
         }
 
     def _blended(self, action: Tensor, w: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from pglab.config import Config
 from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec, Resumed
 from pglab.errors import PglabError
+from pglab.executors import Eager, Executor
 from pglab.networks import Parameters
 from pglab.optimizers import clip_by_member
 from pglab.policy import Policy
@@ -34,6 +35,7 @@ class Agent(ABC):
     ) -> None:
         self.config, self.spec, self.population, self.noise = config, spec, population, population.noise
         self.num_envs = num_envs
+        self.executor: Executor = Eager()
         self.policy = Policy(config.policy, spec.observation_size, spec.action, default_continuous)
         self.policy_parameters = self.policy.initial(self.noise)
         self.policy_optimizer = config.optimizer.initial(self.policy_parameters.flat)
@@ -87,6 +89,11 @@ class Agent(ABC):
     def steps_per_update(self) -> int | None:
         """Environment steps per member of one update; None where it varies."""
 
+    @property
+    @abstractmethod
+    def rows_per_update(self) -> int:
+        """Rows per member that one step of the networks is computed from (for whole episodes: of one block)."""
+
     @abstractmethod
     def update(self, env: Environment) -> tuple[Metrics, Rollout]:
         """Collect one batch and learn from it. Returns metrics `[P]` and what was collected."""
@@ -113,6 +120,7 @@ class Agent(ABC):
         twin.preprocessor = copy.copy(self.preprocessor)
         twin.preprocessor.state = repeat_members(self.preprocessor.state, r)
         twin.progress = [x for x in self.progress for _ in replicates]
+        twin.executor = Eager()  # used a few times only
         twin.updates = 0  # counts noise; the replicates' own tells them apart
         return twin
 

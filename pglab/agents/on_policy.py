@@ -15,7 +15,6 @@ from torch import Tensor
 from pglab.agents.base import Agent, Metrics
 from pglab.baselines import Batch
 from pglab.config import Config, OnPolicyConfig
-from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.errors import PglabError
 from pglab.estimators import Draw, Signal
@@ -25,7 +24,7 @@ from pglab.noise import Purpose
 from pglab.optimizers import clip_by_member
 from pglab.population import Population
 from pglab.returns import discount_powers, gae, monte_carlo, n_step
-from pglab.rollout import Position, Rollout, block, block_noise, whole_episodes
+from pglab.rollout import Position, Rollout, block_noise, whole_episodes
 
 
 @dataclass(frozen=True)
@@ -102,36 +101,32 @@ class OnPolicyAgent(Agent):
     def steps_per_update(self) -> int | None:
         return self.settings.steps * self.num_envs if self.settings.collect == "steps" else None
 
+    @property
+    def rows_per_update(self) -> int:
+        s = self.settings
+        return max(1, self.num_envs * (s.steps if s.collect == "steps" else s.block) // s.minibatches)
+
     def collect(self, env: Environment, counter: tuple[int, ...]) -> Rollout:
         """A training-size rollout `[T, P, N]` of the current policy."""
         s = self.settings
         if s.collect == "episodes":
-            return Rollout.beside(
-                [
-                    whole_episodes(
-                        env, self.act, self.policy.present, self.noise, (*counter, wave), s.block, self.event
-                    )
-                    for wave in range(s.episodes)
-                ]
-            )
+
+            def play(position: Position, actions: Tensor, resets: Tensor | None) -> tuple[Rollout, Position]:
+                return self.executor.block(self, env, position, actions, resets)
+
+            return whole_episodes(env, play, self.noise, (*counter, 0), s.block, self.event, s.episodes)
         if self.position is None:
             self.position = Position.start(env.reset(self.noise, (*counter, 0)))
         drawn = block_noise(env, self.noise, counter, s.steps, self.event)
         if not self._one_step:
-            rollout, self.position = block(env, self.act, self.policy.present, self.position, *drawn)
+            rollout, self.position = self.executor.block(self, env, self.position, *drawn)
             return rollout
         if self._recorder is None:
             members = len(self.population)
             self._recorder = Recorder(self.policy.network, members, s.steps, self.num_envs, self.noise.device)
-        recorder = self._recorder
-        recorder.begin(self.policy.network, self.policy_parameters)
-
-        def act(obs: Tensor, action_mask: Tensor | None) -> Distribution:
-            seen = self.preprocessor.observations(obs)
-            return self.policy.recording(self.policy_parameters, seen, action_mask, recorder)
-
-        rollout, self.position = block(env, act, self.policy.present, self.position, *drawn)
-        self._recorded = recorder.take()
+        self._recorder.begin(self.policy.network, self.policy_parameters)
+        rollout, self.position = self.executor.block(self, env, self.position, *drawn, self._recorder)
+        self._recorded = self._recorder.take()
         return rollout
 
     @property
@@ -151,15 +146,17 @@ class OnPolicyAgent(Agent):
         s, discount = self.settings, self.hyper("discount")
         reward = self.preprocessor.rewards(rollout.reward)
         if not self.bootstraps:
-            value = monte_carlo(reward, rollout.ended, discount)
+            value = self.executor.pure(monte_carlo)(reward, rollout.ended, discount)
         else:
             assert v is not None
             v_tp1 = self.v_next(rollout, v)
             if s.returns.name == "n_step":
-                value = n_step(reward, v_tp1, rollout.terminated, rollout.ended, discount, s.returns.n)
+                value = self.executor.pure(n_step)(
+                    reward, v_tp1, rollout.terminated, rollout.ended, discount, s.returns.n
+                )
             else:
                 lam = self.hyper("agent.returns.lam") if s.returns.name == "gae" else 1.0
-                value = v + gae(reward, v, v_tp1, rollout.terminated, rollout.ended, discount, lam)
+                value = v + self.executor.pure(gae)(reward, v, v_tp1, rollout.terminated, rollout.ended, discount, lam)
         return torch.where(rollout.valid, value, 0.0)
 
     def v_next(self, rollout: Rollout, v: Tensor) -> Tensor:
@@ -193,7 +190,8 @@ class OnPolicyAgent(Agent):
             distribution = None
             if several or "distribution" in part.needs:
                 distribution = self.policy.distribution(self.policy_parameters, obs, rollout.action_mask).detach()
-            batch = Batch(obs, value, valid, rollout.time, v, distribution)
+            whole = s.collect == "episodes"
+            batch = Batch(obs, value, valid, rollout.time, v, distribution, whole_episodes=whole)
             baseline = part.predict(self.baseline_state, batch) if self.config.estimator.uses_baseline else None
             signal = Signal(value=value, baseline=baseline)
             if s.normalize_advantages:
@@ -207,7 +205,7 @@ class OnPolicyAgent(Agent):
                 signal = replace(signal, behaviour_log_prob=distribution.log_prob(rollout.action).sum(-1))
             weight = value_weight = valid / valid.sum((0, 2)).clamp_min(1).unsqueeze(1)
             if s.reduction == "mean_over_episodes":
-                weight = valid / valid.shape[2]
+                weight = valid / (self.num_envs * (s.episodes if whole else 1))
             if s.discount_states:
                 weight = weight * discount_powers(rollout.time, self.hyper("discount"))
         draw = Draw(rollout.action, rollout.noise)

@@ -39,6 +39,9 @@ class Batch:
     """The policy at these rows, without gradient; None unless the baseline declares it."""
     critic: Critic | None = None
     """f, where the agent has one."""
+    whole_episodes: bool = False
+    """Whether the rows are whole episodes, several of them one after another in a column: then rows of different episodes
+    are independent given the policy."""
 
 
 class Baseline(Part):

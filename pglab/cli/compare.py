@@ -35,8 +35,8 @@ def main(arguments: list[str]) -> int:
 
     from pglab.cli.report import show_compared
     from pglab.comparing import compare
+    from pglab.devices import available_cores
     from pglab.errors import PglabError
-    from pglab.jobs import default_workers
 
     tune: dict[str, list[float]] = {}
     for word in options.tune:
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     compared = compare(
         options.comparison,
         root=options.runs,
-        workers=options.jobs or default_workers(),
+        workers=options.jobs or available_cores(),
         overrides=laid,
         only=options.only,
         tune=tune or None,

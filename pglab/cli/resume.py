@@ -26,9 +26,9 @@ def main(arguments: list[str]) -> int:
     if (folder / "comparison.yaml").is_file():
         from pglab.cli.report import show_compared
         from pglab.comparing import resume_comparison
-        from pglab.jobs import default_workers
+        from pglab.devices import available_cores
 
-        compared = resume_comparison(folder, options.jobs or default_workers(), options.quiet, options.plugin)
+        compared = resume_comparison(folder, options.jobs or available_cores(), options.quiet, options.plugin)
         write_json_file(options.json, {"folder": str(folder), **compared.results()})
         return show_compared(compared, options.quiet)
 

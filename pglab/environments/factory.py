@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from pglab.devices import available_cores
 from pglab.environments.contract import Environment
 from pglab.errors import PglabError, unknown
 
@@ -17,7 +18,7 @@ def make_environment(
     num_members: int,
     num_envs: int,
     backend: Backend = "auto",
-    vectorization: Literal["sync", "async"] = "sync",
+    vectorization: Literal["auto", "sync", "async"] = "sync",
     autoreset_mode: Literal["disabled", "next_step", "same_step"] = "disabled",
     kwargs: dict[str, Any] | None = None,
     max_episode_steps: int | None = None,
@@ -26,7 +27,8 @@ def make_environment(
     """`num_members` x `num_envs` environments.
 
     Backend `auto` takes the torch-native twin where `pglab_envs` has one for the id and no `kwargs` are given, else
-    gymnasium. `vectorization` and `autoreset_mode` are gymnasium's; torch-native environments need neither.
+    gymnasium. `vectorization` and `autoreset_mode` are gymnasium's; torch-native environments need neither. Vectorization
+    `auto` times a few steps and says in the spec's description what it chose and why.
 
     Raises:
         PglabError: the id or an option is unknown, the environment cannot be made, or its spaces are not supported.
@@ -46,8 +48,14 @@ def make_environment(
         return TorchEnvironment(
             TORCH_ENVS[env_id], num_members, num_envs, device=device, max_episode_steps=max_episode_steps
         )
+    from pglab.environments.gymnasium_make import choose_vectorization
     from pglab.environments.gymnasium_vector import GymnasiumEnvironment
 
+    why = ""
+    if vectorization == "auto":
+        n, cores = num_members * num_envs, available_cores()
+        vectorization, why = choose_vectorization(env_id, n, kwargs, max_episode_steps, cores)  # type: ignore[assignment]
+    assert vectorization != "auto"
     return GymnasiumEnvironment(
-        env_id, num_members, num_envs, vectorization, autoreset_mode, kwargs, max_episode_steps, device
+        env_id, num_members, num_envs, vectorization, autoreset_mode, kwargs, max_episode_steps, device, why
     )

@@ -26,6 +26,40 @@ class WithoutOptions(gymnasium.Wrapper):
         return self.env.reset(seed=seed, options=options or None)
 
 
+ASYNC_PAYS = 500e-6
+"""Seconds a step of one environment must take before worker processes pay: sending an action and an observation through
+a pipe takes some 50 to 100 microseconds, and worker processes begin their episodes again when a run is resumed."""
+
+
+def choose_vectorization(
+    env_id: str, n: int, kwargs: dict[str, Any] | None, max_episode_steps: int | None, cores: int
+) -> tuple[str, str]:
+    """`sync` or `async` for `n` environments, from the time that steps of one take, and the reason in words.
+
+    Raises:
+        PglabError: as `make_vector`.
+    """
+    if n == 1 or cores == 1:
+        return "sync", f"{n} environment{'s' * (n > 1)} on {cores} core{'s' * (cores > 1)}"
+    vector = make_vector(env_id, 1, "sync", "next_step", kwargs, max_episode_steps)
+    try:
+        vector.action_space.seed(0)
+        vector.reset(seed=0)
+        times: list[float] = []
+        while len(times) < 50 and sum(times) < 0.2:
+            action = vector.action_space.sample()
+            began = time.perf_counter()
+            vector.step(action)
+            times.append(time.perf_counter() - began)
+    except Exception as error:
+        raise PglabError(f"Environment {env_id!r} failed at a step: {type(error).__name__}: {error}") from error
+    finally:
+        vector.close()
+    step = sorted(times)[len(times) // 2]
+    chosen = "async" if step > ASYNC_PAYS else "sync"
+    return chosen, f"a step takes {step * 1e6:.0f} us, worker processes pay above {ASYNC_PAYS * 1e6:.0f} us"
+
+
 def make_vector(
     env_id: str,
     n: int,

@@ -46,6 +46,7 @@ class GymnasiumEnvironment(Environment):
         kwargs: arguments of the environment.
         max_episode_steps: the limit after which episodes are truncated; None for the registered one.
         device: where tensors go.
+        why: the reason for this vectorization, for the description.
 
     Raises:
         PglabError: the id is unknown, the environment cannot be made or reset, or it has spaces that are not supported.
@@ -61,6 +62,7 @@ class GymnasiumEnvironment(Environment):
         kwargs: dict[str, Any] | None = None,
         max_episode_steps: int | None = None,
         device: torch.device | str = "cpu",
+        why: str = "",
     ) -> None:
         limit = ("max_episode_steps", 1 if max_episode_steps is None else max_episode_steps)
         for name, value in (("num_members", num_members), ("num_envs", num_envs), limit):
@@ -68,7 +70,7 @@ class GymnasiumEnvironment(Environment):
                 raise PglabError(f"{name} must be at least 1, got {value}.")
         self.num_members, self.num_envs = num_members, num_envs
         self.device = torch.device(device)
-        self._id, self._mode = env_id, autoreset_mode
+        self._id, self._mode, self.vectorization = env_id, autoreset_mode, vectorization
         self._n = n = num_members * num_envs
         self.vector = make_vector(env_id, n, vectorization, autoreset_mode, kwargs, max_episode_steps)
         try:
@@ -97,7 +99,7 @@ class GymnasiumEnvironment(Environment):
             action=self._action,
             max_episode_steps=max_episode_steps or getattr(self.vector.spec, "max_episode_steps", None),
             resume=resume,
-            description=f"{env_id} through gymnasium, {vectorization}, autoreset {autoreset_mode}",
+            description=f"{env_id} through gymnasium, {vectorization}{f' ({why})' if why else ''}, autoreset {autoreset_mode}",
             has_action_mask=self._masks is not None,
         )
 

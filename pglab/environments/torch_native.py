@@ -112,15 +112,20 @@ class TorchEnvironment(Environment):
     def advance(self, action: Tensor, start: Tensor | None = None) -> Step:
         """`step` with the states `[P, N, S]` from which new episodes begin."""
         assert start is not None
-        next_state, reward, terminated = self.env.transition(self.state, self._env_action(action))
-        elapsed = self.elapsed + 1  # [P, N]
+        self.state, self.elapsed, step = self.dynamics(self.state, self.elapsed, action, start)
+        return step
+
+    def dynamics(self, state: Tensor, elapsed: Tensor, action: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Step]:
+        """`advance` as a function: `state` `[P, N, S]` and `elapsed` `[P, N]` to what they are afterwards, and the step."""
+        next_state, reward, terminated = self.env.transition(state, self._env_action(action))
+        elapsed = elapsed + 1  # [P, N]
         truncated = elapsed >= self._limit
         done = terminated | truncated
-        self.state = torch.where(done.unsqueeze(-1), start, next_state)  # [P, N, S]
-        self.elapsed = elapsed.masked_fill_(done, 0)
+        state = torch.where(done.unsqueeze(-1), start, next_state)  # [P, N, S]
+        elapsed = elapsed.masked_fill(done, 0)
         # Observing the state after resets costs no more than choosing between two observations, often nothing.
-        obs, final_obs = self.env.observe(self.state), self.env.observe(next_state)  # [P, N, O]
-        return Step(obs, reward, terminated, truncated, final_obs, self._valid, None, done)
+        obs, final_obs = self.env.observe(state), self.env.observe(next_state)  # [P, N, O]
+        return state, elapsed, Step(obs, reward, terminated, truncated, final_obs, self._valid, None, done)
 
     def get_state(self) -> Tree:
         """Copies of `state` and `elapsed`, on the CPU."""

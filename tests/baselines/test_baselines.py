@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from spine import Quadratic, make, normal
+from spine import Quadratic, generator, make, normal
 
 from pglab.baselines import BASELINES, Batch, CriticMean, LeaveOneOut, MovingAverage, NoBaseline, Value
 from pglab.distributions import Bernoulli
@@ -166,6 +166,86 @@ def test_leave_one_out_is_unbiased_over_all_outcomes_of_two_environments(past):
     later = (1 - p1) * reward[1, 0] + p1 * reward[1, 1]
     objective = p0 * reward[0, 1] + (1 - p0) * (reward[0, 0] + later)
     torch.testing.assert_close(total[:, 0], torch.autograd.grad(objective, theta)[0], rtol=1e-12, atol=1e-12)
+
+
+def in_sequence(columns: list[list[list[float]]], steps: int) -> Batch:
+    """One member's whole episodes as they are collected: `columns[n]` lists the values of an environment's episodes, which
+    lie one after another; rows past the last are not valid, but numbered on."""
+    envs = len(columns)
+    value, valid = torch.zeros(steps, 1, envs).double(), torch.zeros(steps, 1, envs, dtype=torch.bool)
+    time = torch.zeros(steps, 1, envs, dtype=torch.int64)
+    for n, episodes in enumerate(columns):
+        rows = [(t, x) for episode in episodes for t, x in enumerate(episode)]
+        for i, (t, x) in enumerate(rows):
+            value[i, 0, n], valid[i, 0, n], time[i, 0, n] = x, True, t
+        time[len(rows) :, 0, n] = torch.arange(steps - len(rows)) + 7
+    return Batch(normal(steps, 1, envs, 2), value, valid, time, whole_episodes=True)
+
+
+def test_leave_one_out_over_whole_episodes_equals_a_loop_over_them():
+    """Several episodes a column, of unequal lengths: compared by their own times with all other episodes."""
+    baseline = LeaveOneOut()
+    past = torch.tensor([[5.0, -3.0, 2.0]]).double()
+    for key in range(10):
+        g = generator(key)
+        columns = [[g.standard_normal(g.integers(1, 7)).tolist() for _ in range(3)] for _ in range(1 + key % 3)]
+        steps = max(sum(map(len, c)) for c in columns)
+        batch = in_sequence(columns, steps)
+        found = baseline.predict({"by_time": past}, batch)
+        state, _ = baseline.update({"by_time": past}, batch)
+        episodes = [(n, i, e) for n, c in enumerate(columns) for i, e in enumerate(c)]
+        for n, i, mine in episodes:
+            start = sum(map(len, columns[n][:i]))
+            for t in range(len(mine)):
+                others = [e[t] for m, j, e in episodes if (m, j) != (n, i) and len(e) > t]
+                alone = float(past[0, t]) if t < 3 else 0.0
+                expected = sum(others) / len(others) if others else alone
+                assert float(found[start + t, 0, n]) == pytest.approx(expected, abs=1e-12)
+        for t in range(max(steps, 3)):
+            alive = [e[t] for *_, e in episodes if len(e) > t]
+            expected = sum(alive) / len(alive) if alive else (float(past[0, t]) if t < 3 else 0.0)
+            assert float(state["by_time"][0, t]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_leave_one_out_over_whole_episodes_keeps_members_apart():
+    """One member's column holds episodes of 1 and 2 steps, the other's of 2 and 1."""
+    value = torch.tensor([[[1.0], [10.0]], [[2.0], [20.0]], [[3.0], [30.0]]])
+    time = torch.tensor([[[0], [0]], [[0], [1]], [[1], [0]]])
+    valid = torch.ones_like(value, dtype=torch.bool)
+    one = Batch(normal(3, 2, 1, 2), value, valid, time, whole_episodes=True)
+    found = LeaveOneOut().predict(LeaveOneOut().initial(2, "cpu"), one)
+    assert found[:, 0, 0].tolist() == [2.0, 1.0, 0.0]
+    assert found[:, 1, 0].tolist() == [30.0, 0.0, 10.0]
+
+
+@pytest.mark.parametrize("past", [False, True])
+@pytest.mark.parametrize("columns", [1, 2], ids=["one after another", "side by side"])
+def test_leave_one_out_is_unbiased_over_all_outcomes_of_two_whole_episodes(past, columns):
+    """The toy of the test above, its two episodes one after another in one column or side by side in two."""
+    logits = torch.tensor([0.4, -0.7]).double()  # one per step
+    reward = torch.tensor([[1.0, 2.5], [-1.0, 3.0]]).double()  # [step, action]
+    state = {"by_time": torch.tensor([[5.0, -3.0] if past else [0.0, 0.0]]).double()}
+    total = torch.zeros(2).double()
+    for outcome in itertools.product((0, 1), repeat=4):
+        drawn = [a[:1] if a[0] == 1 else a for a in (outcome[:2], outcome[2:])]  # a first action of 1 ends it
+        episodes = [[sum(float(reward[u, a[u]]) for u in range(t, len(a))) for t in range(len(a))] for a in drawn]
+        probability = Bernoulli(logits).log_prob(torch.tensor(outcome).double().view(2, 2)).sum().exp()
+        laid = [episodes] if columns == 1 else [[e] for e in episodes]
+        one = in_sequence(laid, 4 if columns == 1 else 2)
+        b = LeaveOneOut().predict(state, one)
+        where = [
+            (sum(map(len, drawn[:i])) + t, 0, i, t) if columns == 1 else (t, i, i, t)
+            for i, a in enumerate(drawn)
+            for t in range(len(a))
+        ]
+        for row, column, i, t in where:
+            score = drawn[i][t] - torch.sigmoid(logits[t])
+            total[t] += probability * score * (one.value[row, 0, column] - b[row, 0, column]) / 2
+    theta = logits.clone().requires_grad_()
+    p0, p1 = torch.sigmoid(theta).unbind()
+    later = (1 - p1) * reward[1, 0] + p1 * reward[1, 1]
+    objective = p0 * reward[0, 1] + (1 - p0) * (reward[0, 0] + later)
+    torch.testing.assert_close(total, torch.autograd.grad(objective, theta)[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", ["categorical", "bernoulli"])

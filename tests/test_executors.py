@@ -1,0 +1,126 @@
+"""Executors give the same training, whichever runs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from spine import normal
+
+from pglab.config import Config, merge
+from pglab.errors import PglabError
+from pglab.executors import Compiled, Eager
+from pglab.returns import gae
+from pglab.training import Trainer, resume, train
+
+CARTPOLE: dict[str, Any] = {
+    "env": {"id": "CartPole-v1", "num_envs": 4},
+    "agent": {"name": "on_policy", "steps": 8, "returns": {"name": "gae"}},
+    "policy": {"hidden": [16]},
+    "baseline": "value",
+    "learning_rate": 0.01,
+    "entropy_weight": 0.01,
+    "seeds": 2,
+    "executor": "eager",
+    "evaluation": {"episodes": 1, "final_episodes": 1},
+}
+PENDULUM = merge(CARTPOLE, {"env": {"id": "Pendulum-v1"}, "policy": {"distribution": "gaussian"}})
+SHORT = merge(CARTPOLE, {"env": {"max_episode_steps": 5}})
+
+compiler = pytest.mark.skipif(
+    not any(shutil.which(c) for c in (os.environ.get("CXX"), "g++", "clang++") if c), reason="no C++ compiler"
+)
+
+
+def updated(config: dict[str, Any], executor: str, updates: int = 3) -> tuple[Trainer, dict[str, torch.Tensor]]:
+    """A trainer after some updates, and all that it collected."""
+    trainer = Trainer(Config.read(merge(config, {"executor": executor})))
+    rollouts = [trainer.agent.update(trainer.env)[1] for _ in range(updates)]
+    names = ("obs", "action", "reward", "ended", "terminated", "final_obs", "valid", "time")
+    return trainer, {name: torch.cat([getattr(r, name) for r in rollouts]) for name in names}
+
+
+def assert_same_networks(a: Any, b: Any) -> None:
+    for name, parameters in a.networks().items():
+        torch.testing.assert_close(b.networks()[name].flat, parameters.flat, rtol=0, atol=1e-5)
+
+
+@compiler
+@pytest.mark.parametrize("config", [CARTPOLE, PENDULUM], ids=["CartPole", "Pendulum"])
+def test_compiled_training_is_eager_training(config: dict[str, Any]) -> None:
+    (eager, expected), (compiled, found) = updated(config, "eager"), updated(config, "compile")
+    assert isinstance(eager.agent.executor, Eager)
+    assert isinstance(compiled.agent.executor, Compiled)
+    if config is CARTPOLE:
+        assert torch.equal(found["action"], expected["action"])
+    for name, x in expected.items():
+        torch.testing.assert_close(found[name], x, rtol=1e-4, atol=1e-4)
+    assert_same_networks(eager.agent, compiled.agent)
+
+
+@compiler
+def test_one_compiled_agent_does_not_run_anothers_code() -> None:
+    """Two agents in one process whose tensors have the same shapes, and whose environments cut at different times."""
+    updated(CARTPOLE, "compile", 1)
+    (eager, expected), (compiled, found) = updated(SHORT, "eager"), updated(SHORT, "compile")
+    assert torch.equal(found["ended"], expected["ended"])
+    assert_same_networks(eager.agent, compiled.agent)
+
+
+@compiler
+def test_a_compiled_function_serves_numbers_and_tensors_alike() -> None:
+    """gae with lam 1 (a number), as monte_carlo returns ask for it, and then with a tensor, in one process."""
+    torch._dynamo.reset()
+    r, v, v_tp1 = (normal(8, 2, 4, key=i) for i in range(3))
+    no, discount = torch.zeros(8, 2, 4, dtype=torch.bool), torch.full((2, 1), 0.9).double()
+    for lam in (1.0, torch.full((2, 1), 0.5).double()):
+        found = Compiled().pure(gae)(r, v, v_tp1, no, no, discount, lam)
+        torch.testing.assert_close(found, gae(r, v, v_tp1, no, no, discount, lam))
+
+
+@compiler
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_layers_narrower_than_blas_likes_compile(activation: str) -> None:
+    config = merge(CARTPOLE, {"policy": {"hidden": [4], "activation": activation}})
+    (eager, _), (compiled, _) = updated(config, "eager", 1), updated(config, "compile", 1)
+    assert_same_networks(eager.agent, compiled.agent)
+
+
+@compiler
+def test_a_run_may_be_gone_on_with_by_another_executor(tmp_path: Path) -> None:
+    """Three updates of 32 steps: all of them eager, or the last two compiled."""
+    whole = train(merge(CARTPOLE, {"total_steps": 96}), tmp_path / "whole")
+    train(merge(CARTPOLE, {"total_steps": 32}), tmp_path / "run")
+    went_on = resume(tmp_path / "run", overrides={"total_steps": 96, "executor": "compile"})
+    assert isinstance(went_on.agent.executor, Compiled)
+    assert went_on.agent.updates == whole.agent.updates == 3  # type: ignore[attr-defined]
+    assert_same_networks(whole.agent, went_on.agent)
+
+
+def test_compiling_a_gymnasium_environment_is_refused_in_one_sentence() -> None:
+    config = merge(CARTPOLE, {"env": {"backend": "gymnasium"}, "executor": "compile"})
+    with pytest.raises(PglabError) as caught:
+        Trainer(Config.read(config))
+    message = str(caught.value)
+    assert message == "executor 'compile' needs a torch-native environment, not CartPole-v1: choose eager."
+
+
+def test_compiling_without_a_compiler_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(PglabError, match=r"needs a C\+\+ compiler .* choose eager\.$"):
+        Trainer(Config.read(merge(CARTPOLE, {"executor": "compile"})))
+
+
+def test_a_cuda_graph_without_a_gpu_is_refused_in_one_sentence() -> None:
+    with pytest.raises(PglabError, match=r"^executor 'cudagraph' needs device cuda, not cpu: choose [^.]*\.$"):
+        Trainer(Config.read(merge(CARTPOLE, {"executor": "cudagraph", "device": "cpu"})))
+
+
+@pytest.mark.parametrize("name", ["auto", "eager"])
+def test_on_a_cpu_auto_is_eager(name: Any) -> None:
+    trainer = Trainer(Config.read(merge(CARTPOLE, {"executor": name})))
+    assert isinstance(trainer.agent.executor, Eager)
