@@ -151,8 +151,11 @@ def entries(work: str, options: argparse.Namespace) -> list[Entry]:
             label, command = f"{label}, with replacement", [*command, "--draw", "with"]
         found.append(Entry(label, "peer", members, command))
     for members in MEMBERS[work]:
-        command = [*own, "pglab", work, "--members", str(members), *given(options)]
-        found.append(Entry(f"pglab, {counted(members)}", "pglab", members, command))
+        for executor in [None, "compile"] if work == "a2c" and not options.executor else [None]:
+            command = [*own, "pglab", work, "--members", str(members), *given(options)]
+            command += ["--executor", executor] if executor else []
+            label = f"pglab, {counted(members)}{', compiled' if executor else ''}"
+            found.append(Entry(label, "pglab", members, command))
     if work == "a2c":
         for members in MEMBERS[work]:
             for variant, (words, arguments) in ROOFLINES.items():

@@ -98,7 +98,7 @@ class Playing:
         into: Sequence[Sequence[Tensor]] | None,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """State `[P, N, S]`, elapsed steps `[P, N]` and observations afterwards; the rollout's columns (see
-        `pglab.rollout.assembled`), `[P, T, N, ...]` each. The network's hidden layers and output of every step are
+        `pglab.rollout.assembled`) but the last, `[P, T, N, ...]` each. The network's hidden layers and output of every step are
         written `into` the tensors of its step."""
         agent, env = self.agent, self.env
         policy, views, now = agent.policy, agent.policy_parameters.views, [state, elapsed]
@@ -118,7 +118,7 @@ class Playing:
             return step
 
         rows, _, obs, _ = steps(act, policy.present, advance, obs, None, noise, starts)
-        columns = [torch.stack(column, 1) for column in zip(*rows, strict=True)]
+        *columns, _ = [torch.stack(column, 1) for column in zip(*rows, strict=True)]
         return now[0], now[1], obs, columns
 
 
@@ -250,6 +250,7 @@ def _in_parts(
             )
             parts.append(columns)
         whole = [torch.cat(column, 1).transpose(0, 1) for column in zip(*parts, strict=True)]
+        whole.append(env.valid.expand(len(action_noise), -1, -1))
         rollout, time = assembled(whole, action_noise, position.time, None)
     return rollout, Position(obs, time, None)
 

@@ -157,7 +157,12 @@ def _stacked(column: Sequence[Tensor]) -> Tensor:
 def step_numbers(time: Tensor, ended: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Each row's step in its episode, `[T, P, N]` int64, and the next step's, `[P, N]`; `time` `[P, N]` is the first row's.
     A row that is not valid, because it only reset the environment, is no step of the new episode."""
-    done = valid.cumsum(0)  # [T, P, N]: steps made in the block up to and including this row
+    steps = len(valid)
+    if valid.stride(0) == 0:  # no row ever only resets
+        numbers = torch.arange(1, steps + 1, device=valid.device, dtype=time.dtype)
+        done = numbers[:, None, None] * valid[0]
+    else:
+        done = valid.cumsum(0, dtype=time.dtype)  # [T, P, N]: steps made in the block up to and including this row
     # How many had been made when the newest episode began, -1 where it began before the block.
     began = torch.where(ended, done, -1).cummax(0).values
     within = torch.where(began >= 0, done - began, done + time)  # of the row that follows
@@ -216,11 +221,11 @@ def episode_sums(rollout: Rollout, running: Tensor) -> tuple[Tensor, Tensor, Ten
     lengths and the number of finished episodes, `[P]` each, and the new `running`.
     """
     done = rollout.ended & rollout.valid  # [T, P, N]
-    ends = done.to(torch.int32)
-    later = ends.sum(0) - ends.cumsum(0) + ends  # [T, P, N]: ends at or after this step
-    finished = rollout.reward * (later > 0)
-    any_end = later[0] > 0
+    rows = torch.arange(1, len(rollout) + 1, device=done.device, dtype=torch.int32)[:, None, None]
+    last = (rows * done).amax(0)  # [P, N]: rows up to the last end
+    finished = rollout.reward * (rows <= last)
+    any_end = last > 0
     total = finished.sum((0, 2)) + (running * any_end).sum(1)
     length = ((rollout.time + 1) * done).sum((0, 2)).to(total.dtype)
     running = running * ~any_end + (rollout.reward - finished).sum(0)
-    return total, length, ends.sum((0, 2)).to(total.dtype), running
+    return total, length, done.sum((0, 2)).to(total.dtype), running

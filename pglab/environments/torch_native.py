@@ -75,7 +75,7 @@ class TorchEnvironment(Environment):
             high = torch.from_numpy(action.high).double()
             self._middle = ((low + high) / 2).to(self.device, dtype)
             self._half = ((high - low) / 2).to(self.device, dtype)
-        self._valid = torch.ones(num_members, num_envs, dtype=torch.bool, device=self.device)  # [P, N]
+        self.valid = torch.ones(num_members, num_envs, dtype=torch.bool, device=self.device)  # [P, N]
         self.state = torch.zeros(num_members, num_envs, self.env.state_size, dtype=dtype, device=self.device)
         self.elapsed = torch.zeros(num_members, num_envs, dtype=torch.int32, device=self.device)
 
@@ -125,7 +125,7 @@ class TorchEnvironment(Environment):
         elapsed = elapsed.masked_fill(done, 0)
         # Observing the state after resets costs no more than choosing between two observations, often nothing.
         obs, final_obs = self.env.observe(state), self.env.observe(next_state)  # [P, N, O]
-        return state, elapsed, Step(obs, reward, terminated, truncated, final_obs, self._valid, None, done)
+        return state, elapsed, Step(obs, reward, terminated, truncated, final_obs, self.valid, None, done)
 
     def get_state(self) -> Tree:
         """Copies of `state` and `elapsed`, on the CPU."""
