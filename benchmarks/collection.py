@@ -2,11 +2,12 @@
 
 A population is trained for a short while, and for every member the policies are kept whose episodes (actions drawn, not
 the mode) are nearest to a wanted length: early (untrained), middle (150 steps), late (500). With these policies frozen
-(learning rate 0) and the same members and environments, three ways of collecting are timed in turn:
+(learning rate 0) and the same members and environments, four ways of collecting are timed in turn:
 
-- episodes: every environment plays one whole episode;
+- one episode each: every environment plays one whole episode;
+- 8 episodes each: every environment plays eight, one after another;
 - steps: blocks of a given number of steps, whatever the policy;
-- matched steps: blocks as long as the mean episode, so that an update has as many valid rows as with episodes.
+- matched steps: blocks as long as the mean episode, so that an update has as many valid rows as with one episode each.
 
 Timed are `agent.collect` alone and the whole update; both are divided by the number of valid steps. Agents are otherwise
 equal: score function, baseline `value`, GAE.
@@ -150,7 +151,8 @@ def measure(options: argparse.Namespace, flat: Flat, length: float) -> dict[str,
     import torch
 
     ways: dict[str, dict[str, Any]] = {
-        "episodes": {"collect": "episodes", "block": options.block},
+        "one episode each": {"collect": "episodes", "block": options.block},
+        "8 episodes each": {"collect": "episodes", "episodes": 8, "block": options.block},
         "steps": {"collect": "steps", "steps": options.steps},
         "matched steps": {"collect": "steps", "steps": max(1, round(length))},
     }
@@ -208,12 +210,12 @@ def main() -> None:
         mean = statistics.fmean(lengths)
         ways = measure(options, flat, mean)
         found[stage] = {"episode_lengths": lengths, "ways": ways}
-        own = {part: ways["episodes"][part]["seconds_per_valid_step"] for part in ("collect", "update")}
+        own = {part: ways["steps"][part]["seconds_per_valid_step"] for part in ("collect", "update")}
         for name, way in ways.items():
             cells = []
             for part in ("collect", "update"):
                 seconds = way[part]["seconds_per_valid_step"]
-                cells += [f"{seconds * 1e6:.2f}", "" if name == "episodes" else f"{own[part] / seconds:.2f}"]
+                cells += [f"{seconds * 1e6:.2f}", "" if name == "steps" else f"{seconds / own[part]:.2f}"]
             collected = way["collect"]
             rows.append(
                 [
@@ -227,7 +229,7 @@ def main() -> None:
         print(f"{stage}: done", file=sys.stderr)
     header = [
         "policy: collects", "mean episode (members)", "rows a column", "valid",
-        "collect, µs per valid step", "episodes / this", "update, µs per valid step", "episodes / this",
+        "collect, µs per valid step", "this / steps", "update, µs per valid step", "this / steps",
     ]  # fmt: skip
     record = {
         **provenance(),
@@ -240,7 +242,7 @@ def main() -> None:
         f"CartPole-v1, {options.members} members x {options.envs} environments, policies frozen, "
         f"{options.threads} torch thread{'s' * (options.threads > 1)}; medians of {options.repeats} timings taken in turn. "
         f"{origin(record)}\n\n{table(header, rows)}\n\n"
-        "*episodes / this*: how many times as long a valid step takes when whole episodes are collected. *valid*: the share "
+        "*this / steps*: how many times as long a valid step takes as with blocks of steps. *valid*: the share "
         "of rows that count; with episodes, rows past a column's end do not. *matched steps*: blocks as long as the mean "
         "episode."
     )
