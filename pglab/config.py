@@ -289,7 +289,7 @@ class Config(Strict):
     variants train side by side)."""
     executor: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
     """How rollouts are run: operation by operation, compiled by torch.compile (torch-native environments; needs a C++
-    compiler, and seconds to minutes at the start), or as a CUDA graph. auto: cudagraph on a GPU, else eager."""
+    compiler, and seconds to minutes at the start), or as a CUDA graph. auto: eager."""
     plugins: list[str] = []
     """Plug-ins this run was made with (a record: they are only ever loaded by --plugin)."""
 

@@ -256,8 +256,8 @@ def _in_parts(
 
 
 def pick_executor(name: ExecutorName, device: torch.device, env: Environment, config: Config) -> Executor:
-    """The executor of this name. `auto` is a CUDA graph on a GPU where one can be captured, else eager: on a CPU,
-    compiling takes longer than most runs it would shorten.
+    """The executor of this name. `auto` is eager: on a CPU compiling takes longer than most runs it would shorten, and
+    CUDA graphs have not been measured yet.
 
     Raises:
         PglabError: `compile` or `cudagraph` where the environment is not torch-native, `compile` without a C++ compiler,
@@ -266,9 +266,7 @@ def pick_executor(name: ExecutorName, device: torch.device, env: Environment, co
     from pglab.environments.torch_native import TorchEnvironment
 
     native, normalised = isinstance(env, TorchEnvironment), config.preprocessing.normalize_observations
-    if name == "auto":
-        return CudaGraph() if device.type == "cuda" and native and not normalised else Eager()
-    if name == "eager":
+    if name in ("auto", "eager"):
         return Eager()
     if not native:
         raise PglabError(f"executor {name!r} needs a torch-native environment, not {env.spec.id}: choose eager.")

@@ -77,7 +77,7 @@ class Trainer:
         kind = ActorCriticAgent if isinstance(config.agent, ActorCriticConfig) else OnPolicyAgent
         self.agent: Agent = kind(config, self.env.spec, self.population, config.env.num_envs)
         rows = self.agent.rows_per_update * members
-        threads = pick_threads(config.threads, rows, self.device)
+        self.threads = threads = pick_threads(config.threads, rows, self.device)
         torch.set_num_threads(threads)
         self.agent.executor = pick_executor(config.executor, self.device, self.env, config)
         self.watcher.note(
@@ -380,7 +380,8 @@ def train(
     trainer = Trainer(config, None, watcher)
     if folder is not None:
         plain = config.plain()
-        # What was measured once is kept, so that a resumed run is stepped the same way.
+        # What was chosen once is kept, so that a resumed run goes on the same way.
+        plain["threads"] = trainer.threads
         plain["env"]["vectorization"] = getattr(trainer.env, "vectorization", config.env.vectorization)
         trainer.folder = RunFolder.create(folder, plain, command)
         if tuned:
