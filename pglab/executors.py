@@ -32,12 +32,11 @@ OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"cpp_wrapper": True
 ExecutorName = Literal["auto", "eager", "compile", "cudagraph"]
 
 
-class Executor(ABC):
+class Executor:
     """Runs the parts of a training step."""
 
     name: str
 
-    @abstractmethod
     def block(
         self,
         agent: Agent,
@@ -48,6 +47,15 @@ class Executor(ABC):
         recorder: Recorder | None = None,
     ) -> tuple[Rollout, Position]:
         """`pglab.rollout.block` under the agent's policy, its forward passes kept by `recorder` where there is one."""
+        act = agent.act
+        if recorder is not None:
+            views, prepare = agent.policy_parameters.views, agent.preprocessor.observations
+            parameterized = agent.policy.parameterized
+
+            def act(obs: Tensor, action_mask: Tensor | None) -> Distribution:
+                return parameterized(views, recorder.step(prepare(obs)), action_mask)
+
+        return block(env, act, agent.policy.present, position, action_noise, reset_noise)
 
     def pure(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A pure function of tensors as this executor runs it."""
@@ -58,28 +66,6 @@ class Eager(Executor):
     """Operation by operation."""
 
     name = "eager"
-
-    def block(
-        self,
-        agent: Agent,
-        env: Environment,
-        position: Position,
-        action_noise: Tensor,
-        reset_noise: Tensor | None,
-        recorder: Recorder | None = None,
-    ) -> tuple[Rollout, Position]:
-        act = agent.act
-        if recorder is not None:
-            views, prepare, parameterized = (
-                agent.policy_parameters.views,
-                agent.preprocessor.observations,
-                agent.policy.parameterized,
-            )
-
-            def act(obs: Tensor, action_mask: Tensor | None) -> Distribution:
-                return parameterized(views, recorder.step(prepare(obs)), action_mask)
-
-        return block(env, act, agent.policy.present, position, action_noise, reset_noise)
 
 
 class Playing:
@@ -122,18 +108,20 @@ class Playing:
         return now[0], now[1], obs, columns
 
 
-class Compiled(Executor):
-    """Compiled by `torch.compile`: rollouts of torch-native environments in chunks of at most `chunk` steps, and returns.
+Play = Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]]
+"""What `Playing` is, however it is run."""
 
-    Compiling takes some tens of seconds the first time; other environments are stepped as `Eager` does.
-    """
 
-    name = "compile"
-    chunk = 8
+class OfTensors(Executor, ABC):
+    """Rollouts of torch-native environments as functions of tensors, made once for an agent and its environment. Others are
+    stepped operation by operation."""
 
     def __init__(self) -> None:
-        self._playing: tuple[Agent, Environment, Callable[..., Any]] | None = None
-        self._pure: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._made: tuple[Agent, Environment, int, Play, int] | None = None
+
+    @abstractmethod
+    def make(self, playing: Playing, length: int) -> tuple[Play, int]:
+        """How a block of `length` steps is played, and how many of them at a time."""
 
     def block(
         self,
@@ -146,13 +134,48 @@ class Compiled(Executor):
     ) -> tuple[Rollout, Position]:
         from pglab.environments.torch_native import TorchEnvironment
 
+        length = len(action_noise)
         if not isinstance(env, TorchEnvironment) or reset_noise is None:
-            return Eager().block(agent, env, position, action_noise, reset_noise, recorder)
-        if self._playing is None or self._playing[0] is not agent or self._playing[1] is not env:
-            play = _compiled(Playing(agent, env).__call__)
-            self._playing = agent, env, play
-        play, length = self._playing[2], len(action_noise)
-        return _in_parts(play, min(self.chunk, length), env, position, action_noise, reset_noise, recorder)
+            return super().block(agent, env, position, action_noise, reset_noise, recorder)
+        made = self._made
+        if made is None or made[0] is not agent or made[1] is not env or made[2] != length:
+            self._made = made = (agent, env, length, *self.make(Playing(agent, env), length))
+        *_, play, size = made
+        parts = []
+        with torch.no_grad():
+            starts, obs = env.starts(reset_noise), position.obs
+            for t in range(0, length, size):
+                now = slice(t, t + size)
+                into = None if recorder is None else recorder.rows[now]
+                env.state, env.elapsed, obs, columns = play(
+                    env.state, env.elapsed, obs, action_noise[now], starts[now], into
+                )
+                parts.append(columns)
+            whole = [torch.cat(column, 1).transpose(0, 1) for column in zip(*parts, strict=True)]
+            whole.append(env.valid.expand(length, -1, -1))
+            rollout, time = assembled(whole, action_noise, position.time, None)
+        return rollout, Position(obs, time, None)
+
+
+class Compiled(OfTensors):
+    """Compiled by `torch.compile`: rollouts in chunks of at most `chunk` steps, and pure functions.
+
+    Compiling takes some tens of seconds the first time.
+    """
+
+    name = "compile"
+    chunk = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._play: tuple[Agent, Environment, Play] | None = None
+        self._pure: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+    def make(self, playing: Playing, length: int) -> tuple[Play, int]:
+        # One compiled function serves blocks of all lengths: torch keeps a version for each shape.
+        if self._play is None or self._play[0] is not playing.agent or self._play[1] is not playing.env:
+            self._play = playing.agent, playing.env, _compiled(playing.__call__)
+        return self._play[2], min(self.chunk, length)
 
     def pure(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if function not in self._pure:
@@ -169,32 +192,13 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(bound, dynamic=False, fullgraph=True, options=OPTIONS)
 
 
-class CudaGraph(Executor):
-    """Rollouts of torch-native environments captured once as a CUDA graph and replayed: one launch for a block."""
+class CudaGraph(OfTensors):
+    """Rollouts captured once as a CUDA graph and replayed: one launch for a block."""
 
     name = "cudagraph"
 
-    def __init__(self) -> None:
-        self._playing: tuple[Agent, Environment, Callable[..., Any], int] | None = None
-
-    def block(
-        self,
-        agent: Agent,
-        env: Environment,
-        position: Position,
-        action_noise: Tensor,
-        reset_noise: Tensor | None,
-        recorder: Recorder | None = None,
-    ) -> tuple[Rollout, Position]:
-        from pglab.environments.torch_native import TorchEnvironment
-
-        length = len(action_noise)
-        if not isinstance(env, TorchEnvironment) or reset_noise is None:
-            return Eager().block(agent, env, position, action_noise, reset_noise, recorder)
-        held = self._playing
-        if held is None or held[0] is not agent or held[1] is not env or held[3] != length:
-            self._playing = held = agent, env, Captured(Playing(agent, env)), length
-        return _in_parts(held[2], length, env, position, action_noise, reset_noise, recorder)
+    def make(self, playing: Playing, length: int) -> tuple[Play, int]:
+        return Captured(playing), length
 
 
 class Captured:
@@ -227,32 +231,6 @@ class Captured:
         self._graph.replay()
         state, elapsed, obs, columns = self._outputs
         return state.clone(), elapsed.clone(), obs.clone(), [x.clone() for x in columns]
-
-
-def _in_parts(
-    play: Callable[..., Any],
-    size: int,
-    env: TorchEnvironment,
-    position: Position,
-    action_noise: Tensor,
-    reset_noise: Tensor,
-    recorder: Recorder | None,
-) -> tuple[Rollout, Position]:
-    """A block of which `play` (see `Playing`) plays `size` steps at a time."""
-    parts = []
-    with torch.no_grad():
-        starts, obs = env.starts(reset_noise), position.obs
-        for t in range(0, len(action_noise), size):
-            into = None if recorder is None else recorder.rows[t : t + size]
-            now = slice(t, t + size)
-            env.state, env.elapsed, obs, columns = play(
-                env.state, env.elapsed, obs, action_noise[now], starts[now], into
-            )
-            parts.append(columns)
-        whole = [torch.cat(column, 1).transpose(0, 1) for column in zip(*parts, strict=True)]
-        whole.append(env.valid.expand(len(action_noise), -1, -1))
-        rollout, time = assembled(whole, action_noise, position.time, None)
-    return rollout, Position(obs, time, None)
 
 
 def pick_executor(name: ExecutorName, device: torch.device, env: Environment, config: Config) -> Executor:
