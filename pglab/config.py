@@ -245,6 +245,12 @@ def _within(name: str, schedules: list[Schedule], low: float, high: float) -> No
             raise ValueError(f"{name} must {allowed}, not {given}")
 
 
+def _threads(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"must be auto or a number of at least 1, not {value!r}")
+
+
 class Config(Strict):
     """One population of agents: one environment, agent, estimator and baseline; many seeds and swept values."""
 
@@ -284,7 +290,7 @@ class Config(Strict):
     """Environment steps per member between log lines."""
     device: str = "cpu"
     """cpu, cuda, or auto (cuda where there is one)."""
-    threads: Positive | Literal["auto"] = "auto"
+    threads: Annotated[int | Literal["auto"], BeforeValidator(_threads)] = "auto"
     """Torch threads. auto: one for every 2,048 rows of an update, at most as many as cores (one in comparisons, whose
     variants train side by side)."""
     executor: Literal["auto", "eager", "compile", "cudagraph"] = "auto"

@@ -10,6 +10,7 @@ import torch
 from pglab import devices
 from pglab.config import Config
 from pglab.devices import ROWS_PER_THREAD, pick_threads
+from pglab.errors import PglabError
 from pglab.training import Trainer
 from pglab.watching import Watcher
 
@@ -71,3 +72,10 @@ def test_keeping_memory_may_be_asked_for_again_and_does_nothing_elsewhere(monkey
     monkeypatch.setattr(devices.sys, "platform", "darwin")
     monkeypatch.setattr(devices.ctypes, "CDLL", None)
     devices.keep_memory.__wrapped__()
+
+
+@pytest.mark.parametrize("given", [0, -1, "foo", True, 1.5])
+def test_a_wrong_number_of_threads_is_refused_in_one_sentence(given: object) -> None:
+    with pytest.raises(PglabError) as caught:
+        Config.read({"env": {"id": "CartPole-v1"}, "threads": given})
+    assert str(caught.value) == f"config: threads: must be auto or a number of at least 1, not {given!r}."
