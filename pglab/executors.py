@@ -209,7 +209,7 @@ class Captured:
     replaced at every update are not captured.
     """
 
-    def __init__(self, function: Playing) -> None:
+    def __init__(self, function: Play) -> None:
         self._function = function
         self._graph: Any = None
 
@@ -221,11 +221,11 @@ class Captured:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # libraries set themselves up at a first call, which cannot be captured
                 for _ in range(3):
-                    self._function(*self._inputs, into)  # type: ignore[call-arg]
+                    self._function(*self._inputs, into)
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                self._outputs = self._function(*self._inputs, into)  # type: ignore[call-arg]
+                self._outputs = self._function(*self._inputs, into)
         for held, given in zip(self._inputs, tensors, strict=True):
             held.copy_(given)
         self._graph.replay()

@@ -54,8 +54,7 @@ def make_environment(
     why = ""
     if vectorization == "auto":
         n, cores = num_members * num_envs, available_cores()
-        vectorization, why = choose_vectorization(env_id, n, kwargs, max_episode_steps, cores)  # type: ignore[assignment]
-    assert vectorization != "auto"
+        vectorization, why = choose_vectorization(env_id, n, kwargs, max_episode_steps, cores)
     return GymnasiumEnvironment(
         env_id, num_members, num_envs, vectorization, autoreset_mode, kwargs, max_episode_steps, device, why
     )

@@ -7,7 +7,7 @@ import difflib
 import queue
 import time
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
@@ -33,7 +33,7 @@ a pipe takes some 50 to 100 microseconds, and worker processes begin their episo
 
 def choose_vectorization(
     env_id: str, n: int, kwargs: dict[str, Any] | None, max_episode_steps: int | None, cores: int
-) -> tuple[str, str]:
+) -> tuple[Literal["sync", "async"], str]:
     """`sync` or `async` for `n` environments, from the time that steps of one take, and the reason in words.
 
     Raises:
@@ -56,7 +56,7 @@ def choose_vectorization(
     finally:
         vector.close()
     step = sorted(times)[len(times) // 2]
-    chosen = "async" if step > ASYNC_PAYS else "sync"
+    chosen: Literal["sync", "async"] = "async" if step > ASYNC_PAYS else "sync"
     return chosen, f"a step takes {step * 1e6:.0f} us, worker processes pay above {ASYNC_PAYS * 1e6:.0f} us"
 
 
