@@ -22,6 +22,8 @@ _HOME = {
     "SquashedGaussian": "pglab.distributions",
     "compare": "pglab.comparing",
     "cotangents": "pglab.gradients",
+    "estimate_gradient": "pglab.objectives",
+    "exact_gradient": "pglab.lab.oracles",
     "load_agent": "pglab.agent",
     "register_baseline": "pglab.baselines",
     "register_estimator": "pglab.estimators",
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from pglab.errors import PglabError
     from pglab.estimators import Draw, Estimator, Signal, register_estimator
     from pglab.gradients import cotangents
+    from pglab.objectives import estimate_gradient
+    from pglab.lab.oracles import exact_gradient
     from pglab.training import resume, train
 
 __all__ = [
@@ -55,6 +59,8 @@ __all__ = [
     "SquashedGaussian",
     "compare",
     "cotangents",
+    "estimate_gradient",
+    "exact_gradient",
     "load_agent",
     "register_baseline",
     "register_estimator",

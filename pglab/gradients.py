@@ -27,6 +27,8 @@ def check_shapes(distribution: Distribution, draw: Draw, signal: Signal) -> None
         ("signal.baseline", signal.baseline, (rows, (*rows, event[0]))),
         ("signal.behaviour_log_prob", signal.behaviour_log_prob, (rows,)),
     ]
+    if signal.obs is not None:
+        wanted.append(("signal.obs", signal.obs, ((*rows, signal.obs.shape[-1]),)))
     for name, tensor, shapes in wanted:
         if tensor is not None and tuple(tensor.shape) not in shapes:
             allowed = " or ".join(str(list(shape)) for shape in shapes)
@@ -41,12 +43,21 @@ def check_shapes(distribution: Distribution, draw: Draw, signal: Signal) -> None
             )
 
 
-def check_needs(estimator: Estimator, signal: Signal) -> None:
-    """PglabError when the signal lacks what the estimator declares it needs."""
+def check_needs(estimator: Estimator, distribution: Distribution, draw: Draw, signal: Signal) -> None:
+    """PglabError when draw or signal lack what the estimator declares it needs."""
     if "value" in estimator.needs and signal.value is None:
         raise PglabError(f"Estimator {estimator.name!r} needs signal.value, f of the drawn action.")
     if any(need.startswith("critic") for need in estimator.needs) and signal.critic is None:
         raise PglabError(f"Estimator {estimator.name!r} needs signal.critic, a callable f.")
+    rows = distribution.batch_shape
+    wanted = estimator.extra_noise(distribution.noise_kind, tuple(distribution.noise_shape[len(rows) :]))
+    for name, (kind, shape) in wanted.items():
+        found = draw.extra.get(name)
+        if found is None or found.shape != (*rows, *shape):
+            given = "is missing" if found is None else f"has shape {list(found.shape)}"
+            raise PglabError(
+                f"draw.extra[{name!r}] {given}; estimator {estimator.name!r} wants {kind} noise {[*rows, *shape]}."
+            )
 
 
 def surrogate(
@@ -54,7 +65,7 @@ def surrogate(
 ) -> Tensor:
     """The estimator's surrogate with every shape checked, `[*rows]`. Raises PglabError on a shape that does not fit."""
     check_shapes(distribution, draw, signal)
-    check_needs(estimator, signal)
+    check_needs(estimator, distribution, draw, signal)
     value = estimator.surrogate(distribution, draw, signal, state or {})
     if value.shape != distribution.batch_shape:
         raise PglabError(

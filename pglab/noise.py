@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     EVALUATION = 9  # evaluation episodes
     BLEND = 10  # weights that blend actions for the critic
     MEASUREMENT = 11  # replicates of the variance measurement
+    FIT = 12  # what estimators and baselines are fitted on before a plain objective's estimates
 
 
 APART = 2**31
@@ -124,10 +125,18 @@ class Noise:
         """Integers of [0, high), int64."""
         return self._block(lambda g, s: g.integers(high, size=s), purpose, counter, shape, axis)
 
-    def of_kind(self, kind: str, purpose: Purpose, counter: Counter, shape: tuple[int, ...], axis: int = 0) -> Tensor:
+    def of_kind(
+        self,
+        kind: str,
+        purpose: Purpose,
+        counter: Counter,
+        shape: tuple[int, ...],
+        axis: int = 0,
+        dtype: type = np.float32,
+    ) -> Tensor:
         """The kind of noise a distribution names: `exponential`, `uniform` or `normal`."""
         return {"exponential": self.exponential, "uniform": self.uniform, "normal": self.normal}[kind](
-            purpose, counter, shape, axis
+            purpose, counter, shape, axis, dtype
         )
 
 

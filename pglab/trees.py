@@ -47,3 +47,25 @@ def join_members(trees: Sequence[Any]) -> Any:
     if isinstance(first, list):
         return [join_members([t[i] for t in trees]) for i in range(len(first))]
     return trees[-1]
+
+
+def where_members(mask: Tensor, new: Any, old: Any) -> Any:
+    """`new` for members where `mask` `[P]` (bool) is True, `old` elsewhere; trees of one shape."""
+    if isinstance(new, Tensor):
+        return torch.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    if isinstance(new, Mapping):
+        return {key: where_members(mask, value, old[key]) for key, value in new.items()}
+    if isinstance(new, list):
+        return [where_members(mask, a, b) for a, b in zip(new, old, strict=True)]
+    return new
+
+
+def as_dtype(tree: Any, dtype: torch.dtype) -> Any:
+    """Floating-point tensors as another floating-point type."""
+    if isinstance(tree, Tensor):
+        return tree.to(dtype) if tree.is_floating_point() else tree
+    if isinstance(tree, Mapping):
+        return {key: as_dtype(value, dtype) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [as_dtype(value, dtype) for value in tree]
+    return tree

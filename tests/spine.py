@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pglab.distributions import Bernoulli, Categorical, Distribution, Gaussian, SquashedGaussian
 from pglab.estimators import ESTIMATORS, Draw, Estimator, Signal
+from pglab.noise import Noise
+from pglab.trees import as_dtype
 
 FALSE_ALARM = 1e-6
 COMPARISONS = 5000
@@ -92,7 +94,9 @@ def case(
     noise = noise_of(distribution.noise_kind, tuple(distribution.noise_shape), key)
     extra = {
         n: noise_of(kind, (*rows, *shape), 1000 + i)
-        for i, (n, (kind, shape)) in enumerate(sorted(estimator.extra_noise(distribution).items()))
+        for i, (n, (kind, shape)) in enumerate(
+            sorted(estimator.extra_noise(distribution.noise_kind, event_of(distribution)).items())
+        )
     }
     draw = Draw(distribution.sample(noise), noise, extra)
     critic = Quadratic(distribution)
@@ -101,11 +105,16 @@ def case(
         baseline=normal(*rows, key=key + 7) if estimator.uses_baseline else None,
         critic=critic,
     )
+    learned = estimator.initial(Noise.of_seeds(range(rows[1] if len(rows) == 3 else 1)), event_of(distribution), 0)
     starts = {field: getattr(estimator, field)[0].start for field in estimator.scheduled}
     state = {
         field: torch.full((rows[1], 1), x, dtype=torch.float64) if len(rows) == 3 else x for field, x in starts.items()
     }
-    return estimator, distribution, draw, signal, state
+    return estimator, distribution, draw, signal, state | as_dtype(learned, torch.float64)
+
+
+def event_of(distribution: Distribution) -> tuple[int, ...]:
+    return tuple(distribution.noise_shape[len(distribution.batch_shape) :])
 
 
 def hermite(n: int = 60) -> tuple[Tensor, Tensor]:

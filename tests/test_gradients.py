@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from spine import FAMILIES, Quadratic, assert_mean, case, make, noise_of, normal, pairs, with_parameters
+from spine import FAMILIES, Quadratic, assert_mean, case, event_of, make, noise_of, normal, pairs, with_parameters
 
 from pglab.distributions import Bernoulli, Categorical, Gaussian
 from pglab.environments.contract import ActionSpec
@@ -170,7 +170,10 @@ def test_the_cut_gives_the_gradient_of_the_mean_surrogate_through_the_network(na
     _, parameters, d = network(family, rows)
     estimator, _, _, _, state = case(name, family, rows)
     noise = noise_of(d.noise_kind, tuple(d.noise_shape), 2)
-    extra = {k: noise_of(kind, (*rows, *shape), 70) for k, (kind, shape) in estimator.extra_noise(d).items()}
+    extra = {
+        k: noise_of(kind, (*rows, *shape), 70)
+        for k, (kind, shape) in estimator.extra_noise(d.noise_kind, event_of(d)).items()
+    }
     draw, critic = Draw(d.sample(noise), noise, extra), Quadratic(d)
     value = critic(d.executed(draw.action))
     signal = Signal(value, normal(*rows) if estimator.uses_baseline else None, critic)

@@ -1,6 +1,6 @@
 """Baselines: one file each."""
 
-from pglab.baselines.base import BASELINES, Baseline, Batch, register_baseline
+from pglab.baselines.base import BASELINES, Baseline, Batch, Scores, baselined, register_baseline
 from pglab.baselines.critic_mean import CriticMean
 from pglab.baselines.leave_one_out import LeaveOneOut
 from pglab.baselines.moving_average import MovingAverage
@@ -15,6 +15,8 @@ __all__ = [
     "LeaveOneOut",
     "MovingAverage",
     "NoBaseline",
+    "Scores",
     "Value",
+    "baselined",
     "register_baseline",
 ]

@@ -7,18 +7,33 @@ actor-critic agent, rows are `[1, P, B]`, a batch of B replayed states.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from pglab.distributions import Distribution
-from pglab.estimators.base import Critic
+from pglab.estimators.base import Critic, Signal
 from pglab.registry import Part, Registry
 
 BaselineState = dict[str, Any]
 """A tree of tensors with the member axis first, and numbers."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Gradients of the columns of a batch, which are independent of one another: of the surrogate with the values as they
+    are and with the value 1, at the parameters that are trained (the distribution's on a plain objective), n of them."""
+
+    value: Tensor
+    """`[P, N, n]`: grad S(value) of each column, no baseline subtracted: sum over its rows of value x score."""
+    one: Tensor
+    """`[P, N, n]`: grad S(1) of each column: the sum of its rows' scores. Its mean is zero."""
+    along: Callable[[], tuple[Tensor, Tensor]]
+    """Computes two tensors `[T, P, N]`: each row's own score's dot product with its column's `value`, and its squared
+    norm."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,11 @@ class Batch:
     """The policy at these rows, without gradient; None unless the baseline declares it."""
     critic: Critic | None = None
     """f, where the agent has one."""
+    action: Tensor | None = None
+    """`[T, P, N, *event]`: the drawn actions; None unless the baseline declares it. A baseline for factor d may read the
+    other factors of it, never factor d."""
+    scores: Callable[[], Scores] | None = None
+    """Computes the columns' gradients; None unless the baseline declares it, and before `update`."""
     whole_episodes: bool = False
     """Whether the rows are whole episodes, several of them one after another in a column: then rows of different episodes
     are independent given the policy."""
@@ -49,10 +69,23 @@ class Baseline(Part):
 
     couples_rows: ClassVar[bool] = False
     """Whether one row's prediction reads other rows' values: then the unit of replication is the whole batch."""
-    needs: ClassVar[frozenset[Literal["v", "critic", "distribution"]]] = frozenset()
+    needs: ClassVar[frozenset[Literal["v", "critic", "critic_gradient", "distribution", "action", "scores"]]] = (
+        frozenset()
+    )
     """What it reads of a batch beside values, observations, masks and times."""
     unbiased: ClassVar[bool] = True
     """Whether subtracting it leaves the estimate's mean as it is."""
+    bias: ClassVar[str] = ""
+    """Where it is biased, in a few words."""
+    per_parameter: ClassVar[bool] = False
+    """Whether it is a coefficient b for every parameter: the estimate is grad S(value) - b * grad S(1), with b from
+    `coefficient`, and `predict` gives None."""
+    scales: ClassVar[bool] = False
+    """Whether `scale` divides the values."""
+    adapts: ClassVar[bool] = False
+    """Whether it has a state that `update` changes: on a plain objective it is fitted on a stream of its own first."""
+    minimises: ClassVar[str] = ""
+    """Which norm of the gradient it minimises the variance of, where it minimises one."""
     paper: ClassVar[str] = ""
 
     def initial(self, members: int, device: Any) -> BaselineState:
@@ -63,9 +96,29 @@ class Baseline(Part):
     def predict(self, state: BaselineState, batch: Batch) -> Tensor | None:
         """`[T, P, N]`, or `[T, P, N, D]` per factor; None for no baseline. Called before `update` sees the batch."""
 
+    def scale(self, state: BaselineState, batch: Batch) -> Tensor:
+        """`[T, P, N]`: what value and baseline are divided by, for baselines that declare `scales`."""
+        return torch.ones_like(batch.value)
+
+    def coefficient(self, state: BaselineState) -> Tensor:
+        """`[P, n]`: b of every parameter, for baselines that declare `per_parameter`."""
+        raise NotImplementedError
+
     def update(self, state: BaselineState, batch: Batch) -> tuple[BaselineState, Mapping[str, Tensor]]:
         """The state after this batch, and what to log (`[P]` each)."""
         return state, {}
+
+
+def baselined(part: Baseline, state: BaselineState, batch: Batch, signal: Signal) -> Signal:
+    """The signal with this baseline's prediction, and divided by its scale where it has one."""
+    found = replace(signal, baseline=part.predict(state, batch))
+    if not part.scales or found.value is None:
+        return found
+    scale = part.scale(state, batch)
+    b = found.baseline
+    if b is not None:
+        b = b / (scale if b.ndim == scale.ndim else scale.unsqueeze(-1))
+    return replace(found, value=found.value / scale, baseline=b)
 
 
 BASELINES: Registry[Baseline] = Registry("baseline", default="none")

@@ -22,6 +22,7 @@ class MovingAverage(Baseline):
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Weight of the past, in [0, 1)."""
 
+    adapts = True
     paper = "Williams 1992"
 
     def initial(self, members: int, device: Any) -> BaselineState:

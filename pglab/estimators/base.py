@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from pglab.distributions import Distribution
+from pglab.errors import PglabError
+from pglab.noise import Noise
 from pglab.registry import Part, Registry
 
 Critic = Callable[[Tensor], Tensor]
@@ -45,6 +48,8 @@ class Signal:
     """A callable f, for estimators that evaluate it themselves."""
     behaviour_log_prob: Tensor | None = None
     """`[*rows]`: joint log-probability under the policy that drew the action; None if it is the current one."""
+    obs: Tensor | None = None
+    """`[*rows, O]`: the states, for estimators that learn functions of them; None (or O = 0) where there are none."""
 
 
 Need = Literal["value", "critic", "critic_gradient", "critic_relaxed"]
@@ -73,10 +78,48 @@ class Estimator(Part):
     """Fields that are schedules: their current values reach `surrogate` through `state`, `[P, 1]` in training."""
     uses_baseline: ClassVar[bool] = False
     """Whether signal.baseline enters the estimate."""
+    linear: ClassVar[bool] = False
+    """Whether the estimate is linear in signal.value: then it can be made for the value 1 as well, which baselines that
+    are a coefficient per parameter need."""
+    uses_noise: ClassVar[bool] = False
+    """Whether it needs the noise that made the draw under the current parameters."""
+    reweights: ClassVar[bool] = False
+    """Whether it honours signal.behaviour_log_prob: then it may take more than one step on a batch."""
+    same_mean_as: ClassVar[str] = ""
+    """A biased estimator that has exactly the mean of another one, by name."""
+    learns: ClassVar[bool] = False
+    """Whether it has a state of its own that `update` changes."""
+    fit_updates: ClassVar[int] = 0
+    """For one that learns: updates on a stream of their own before it is used on a plain objective."""
 
-    def extra_noise(self, distribution: Distribution) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Further noise wanted for a draw: name -> (kind of noise, shape of one row's)."""
+    @property
+    def declared_bias(self) -> str:
+        """Where it is biased with these options, in a few words; empty where it is unbiased."""
+        return "" if self.unbiased else self.bias
+
+    def extra_noise(self, kind: str, event: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Further noise wanted for a draw: name -> (kind of noise, shape of one row's).
+
+        `kind` and `event` are those of the distribution's own noise; kinds are exponential, uniform and normal.
+        """
         return {}
+
+    def width(self, distribution: Distribution) -> int:
+        """About how many actions per row are evaluated at once: bounds the memory of a block of estimates."""
+        return 1
+
+    def initial(self, noise: Noise, event: tuple[int, ...], observation_size: int) -> dict[str, Any]:
+        """What it learns or adapts before any batch, for `noise`'s members: a tree of tensors with the member axis first,
+        and numbers. `surrogate` finds it in its `state`, beside the scheduled options."""
+        return {}
+
+    def update(
+        self, state: State, distribution: Distribution, draw: Draw, signal: Signal, weight: Tensor
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The state (that of `initial`, without the scheduled options) after a batch whose estimate has been used, and
+        what to log (`[P]` each). `state` holds both; `weight` `[*rows]` is 0 for rows that do not exist and sums to about
+        1 for each member. Parameters of `distribution` carry no gradient."""
+        return {}, {}
 
     @abstractmethod
     def surrogate(self, distribution: Distribution, draw: Draw, signal: Signal, state: State) -> Tensor:
@@ -88,6 +131,29 @@ def over_event(value: Any, distribution: Distribution) -> Any:
     if isinstance(value, Tensor) and value.ndim:
         return value.reshape(*value.shape, *([1] * distribution.event_ndim))
     return value
+
+
+def leading(extra: Tensor, distribution: Distribution) -> Tensor:
+    """Extra noise `[*rows, S, ...]` of S further draws as `[S, *rows, ...]`: the critic takes leading axes."""
+    return extra.movedim(len(distribution.batch_shape), 0)
+
+
+def noise_of(draw: Draw, name: str) -> Tensor:
+    """The noise that made the draw; PglabError where the action came from elsewhere. `name` is the estimator's."""
+    if draw.noise is None:
+        raise PglabError(f"{name} needs the noise that made the draw: draw anew, or use `noise_given`.")
+    return draw.noise
+
+
+def evaluated(critic: Critic, action: Tensor) -> Tensor:
+    """f at actions `[*lead, *rows, *event]` as a constant, `[*lead, *rows]`."""
+    with torch.no_grad():
+        return critic(action)
+
+
+def joint(log_prob: Tensor) -> Tensor:
+    """Log-probabilities per factor `[..., D]` as the joint one `[...]`."""
+    return log_prob.sum(-1)
 
 
 ESTIMATORS: Registry[Estimator] = Registry("estimator", default="score_function")

@@ -20,6 +20,9 @@ class Enumeration(Estimator):
     evaluations = "all joint actions"
     paper = "Sutton et al. 2001; Ciosek & Whiteson 2018"
 
+    def width(self, distribution: Distribution) -> int:
+        return len(distribution.enumerate())
+
     def surrogate(self, distribution: Distribution, draw: Draw, signal: Signal, state: State) -> Tensor:
         assert signal.critic is not None
         values, log_prob = enumerated(distribution, signal.critic)

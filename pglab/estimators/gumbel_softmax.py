@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pglab.distributions import Distribution
-from pglab.errors import PglabError
-from pglab.estimators.base import Draw, Estimator, Signal, State, over_event, register_estimator
+from pglab.estimators.base import Draw, Estimator, Signal, State, noise_of, over_event, register_estimator
 from pglab.schedules import Schedule, Swept
 
 
@@ -27,6 +26,7 @@ class Relaxed(Estimator):
     kinds = frozenset({"discrete", "binary"})
     unbiased = False
     scheduled = ("temperature",)
+    uses_noise = True
     evaluations = "1, with its gradient"
 
     def model_post_init(self, context: object) -> None:
@@ -34,9 +34,7 @@ class Relaxed(Estimator):
 
     def relaxed(self, distribution: Distribution, draw: Draw, state: State) -> Tensor:
         """The relaxed draw that shares its noise with `draw.action`, `[*rows, *event]`."""
-        if draw.noise is None:
-            raise PglabError(f"{self.name} needs the noise that made the draw: draw anew, or use `noise_given`.")
-        return distribution.relax(draw.noise, over_event(state["temperature"], distribution))
+        return distribution.relax(noise_of(draw, self.name), over_event(state["temperature"], distribution))
 
 
 @register_estimator("gumbel_softmax")

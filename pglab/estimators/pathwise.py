@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pglab.distributions import Distribution
-from pglab.errors import PglabError
-from pglab.estimators.base import Draw, Estimator, Signal, State, register_estimator
+from pglab.estimators.base import Draw, Estimator, Signal, State, noise_of, register_estimator
 
 
 @register_estimator("pathwise")
@@ -26,11 +25,14 @@ class Pathwise(Estimator):
     bias = "with at_mode: the gradient of f at the mode, not of E[f]"
     evaluations = "1, with its gradient"
     paper = "Kingma & Welling 2014; Heess et al. 2015"
+    uses_noise = True
+
+    @property
+    def declared_bias(self) -> str:
+        return self.bias if self.at_mode else ""
 
     def surrogate(self, distribution: Distribution, draw: Draw, signal: Signal, state: State) -> Tensor:
         assert signal.critic is not None
         if self.at_mode:
             return signal.critic(distribution.executed(distribution.mode()))
-        if draw.noise is None:
-            raise PglabError("pathwise needs the noise that made the draw: draw anew, or use `noise_given`.")
-        return signal.critic(distribution.executed(distribution.rsample(draw.noise)))
+        return signal.critic(distribution.executed(distribution.rsample(noise_of(draw, self.name))))

@@ -24,6 +24,8 @@ class ScoreFunction(Estimator):
     evaluations = "1"
     paper = "Williams 1992"
     uses_baseline = True
+    linear = True
+    reweights = True
 
     def surrogate(self, distribution: Distribution, draw: Draw, signal: Signal, state: State) -> Tensor:
         assert signal.value is not None

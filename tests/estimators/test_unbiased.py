@@ -14,6 +14,7 @@ import torch
 from spine import (
     FAMILIES,
     assert_mean,
+    event_of,
     hermite,
     make,
     noise_of,
@@ -25,6 +26,8 @@ from spine import (
 from pglab.distributions import Bernoulli, Categorical, Distribution, Gaussian, SquashedGaussian
 from pglab.estimators import ESTIMATORS, Draw, Enumeration, Pathwise, ScoreFunction, Signal
 from pglab.gradients import cotangents
+from pglab.noise import Noise
+from pglab.trees import as_dtype
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -242,11 +245,12 @@ def test_from_noise_to_cotangent_as_in_training(name, family):
     action = d.sample(noise)
     extra = {
         key: noise_of(kind, (n, *shape), 100 + i)
-        for i, (key, (kind, shape)) in enumerate(sorted(estimator.extra_noise(d).items()))
+        for i, (key, (kind, shape)) in enumerate(sorted(estimator.extra_noise(d.noise_kind, event_of(d)).items()))
     }
     value = f(d.executed(action))
     baseline = torch.full((n,), 0.3, dtype=torch.float64) if estimator.uses_baseline else None
-    state = {field: getattr(estimator, field)[0].start for field in estimator.scheduled}
+    learned = as_dtype(estimator.initial(Noise.of_seeds([0]), event_of(d), 0), torch.float64)
+    state = {field: getattr(estimator, field)[0].start for field in estimator.scheduled} | learned
     found, _ = cotangents(estimator, d, Draw(action, noise, extra), Signal(value, baseline, f), state)
     for grad, right in zip(found, exact, strict=True):
         assert_mean(grad, right, resolution=0.1)
