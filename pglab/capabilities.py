@@ -11,11 +11,8 @@ from pglab.estimators import ESTIMATORS, Estimator
 
 
 def signal_of(config: Config) -> frozenset[str]:
-    """What the agent's signal offers: values of drawn actions always; a critic, its gradient and its values at relaxed
-    actions in the actor-critic agent."""
-    if isinstance(config.agent, ActorCriticConfig):
-        return frozenset({"value", "critic", "critic_gradient", "critic_relaxed"})
-    return frozenset({"value"})
+    """What the agent's signal offers: values of drawn actions, a critic, its gradient and its values at relaxed actions."""
+    return frozenset({"value", "critic", "critic_gradient", "critic_relaxed"})
 
 
 def kind_of(config: Config, action: ActionSpec) -> str:
@@ -62,8 +59,18 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
             f"{spec.id} has {outcomes(spec.action):,} joint actions, too many to enumerate (at most {MAX_OUTCOMES:,}): "
             "choose another estimator and baseline, and agent.critic.target_action sample."
         )
+    if not isinstance(config.agent, ActorCriticConfig) and not estimator.reweights:
+        steps = config.agent.epochs * config.agent.minibatches
+        if steps > 1:
+            users = ", ".join(n for n in fitting(config, kind) if ESTIMATORS.get(n).reweights)
+            raise PglabError(
+                f"Estimator {estimator.name!r} takes one step on a batch: set agent.epochs and agent.minibatches to 1 (now "
+                f"{config.agent.epochs} and {config.agent.minibatches}), or choose one of {users}."
+            )
     baseline = config.baseline
-    has = {"distribution", "critic" if isinstance(config.agent, ActorCriticConfig) else "v"}
+    has = {"distribution", "critic", "critic_gradient", "action"}
+    if not isinstance(config.agent, ActorCriticConfig):
+        has.add("v")
     if not baseline.needs <= has:
         fits = [n for n in BASELINES.names() if BASELINES.get(n).needs <= has]
         raise PglabError(

@@ -93,6 +93,30 @@ class ValueConfig(Strict):
     """Per-member gradient clipping."""
 
 
+class CriticConfig(Strict):
+    """The learned Q(s, a); `a` is one-hot, relaxed or continuous."""
+
+    hidden: Hidden = (64, 64)
+    """Sizes of the hidden layers."""
+    activation: Activation = "relu"
+    """tanh, relu, elu or silu."""
+    twin: bool = True
+    """Two critics, the smaller target of the two (Fujimoto et al. 2018)."""
+    actor_value: Literal["min", "mean"] = "min"
+    """With twins: what the actor climbs."""
+    target_rate: Annotated[float, Field(gt=0, le=1)] = 0.005
+    """Target networks move this fraction towards the critic at each update; 1: no target network."""
+    target_action: Literal["expectation", "sample", "mode"] = "sample"
+    """Next action in the target: the exact expectation over actions (discrete), a draw, or the mode (DDPG)."""
+    learning_rate: Swept | None = None
+    """None: the policy's."""
+    max_grad_norm: Limit | None = None
+    """Per-member gradient clipping."""
+    blend: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Discrete: the critic is also shown (1 - w) onehot + w (uniform over the other actions), w uniform on (0, blend),
+    with the same target, so that it is smooth inside the simplex where relaxed actions ask it."""
+
+
 class OnPolicyConfig(Strict):
     """Learns from what the current policy just did."""
 
@@ -110,6 +134,11 @@ class OnPolicyConfig(Strict):
     """How rewards become the value of an action."""
     value: ValueConfig = ValueConfig()
     """The value network, where baseline or returns need one."""
+    critic: CriticConfig = CriticConfig(twin=False)
+    """Q(s, a), where estimator or baseline need a critic: fitted to the returns of the actions that were drawn, after they
+    have been used. Its target_rate and target_action play no part."""
+    critic_updates: Positive = 1
+    """Steps of the critic on each batch."""
     epochs: Positive = 1
     """Passes over a batch; from the second step on, rows carry importance ratios."""
     minibatches: Positive = 1
@@ -137,30 +166,6 @@ class ReplayConfig(Strict):
     """Transitions per update and member."""
     warmup: Annotated[int, Field(ge=0)] = 1000
     """Environment steps per member before the first update, with actions of the initial policy."""
-
-
-class CriticConfig(Strict):
-    """The learned Q(s, a); `a` is one-hot, relaxed or continuous."""
-
-    hidden: Hidden = (64, 64)
-    """Sizes of the hidden layers."""
-    activation: Activation = "relu"
-    """tanh, relu, elu or silu."""
-    twin: bool = True
-    """Two critics, the smaller target of the two (Fujimoto et al. 2018)."""
-    actor_value: Literal["min", "mean"] = "min"
-    """With twins: what the actor climbs."""
-    target_rate: Annotated[float, Field(gt=0, le=1)] = 0.005
-    """Target networks move this fraction towards the critic at each update; 1: no target network."""
-    target_action: Literal["expectation", "sample", "mode"] = "sample"
-    """Next action in the target: the exact expectation over actions (discrete), a draw, or the mode (DDPG)."""
-    learning_rate: Swept | None = None
-    """None: the policy's."""
-    max_grad_norm: Limit | None = None
-    """Per-member gradient clipping."""
-    blend: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Discrete: the critic is also shown (1 - w) onehot + w (uniform over the other actions), w uniform on (0, blend),
-    with the same target, so that it is smooth inside the simplex where relaxed actions ask it."""
 
 
 class ActorCriticConfig(Strict):

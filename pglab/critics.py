@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from pglab.config import CriticConfig
-from pglab.networks import MLP, Parameters
+from pglab.environments.contract import ActionSpec
+from pglab.estimators import Critic
+from pglab.networks import MLP, Parameters, by_member
 from pglab.noise import Noise
 
 
@@ -63,6 +65,31 @@ class QCritic:
             return q[0]
         return torch.minimum(q[0], q[1]) if how == "min" else q.mean(0)
 
+    def at(self, parameters: Parameters, obs: Tensor, event_ndim: int, how: Literal["min", "mean"]) -> Critic:
+        """f(a) = Q(s, a) at the states `obs` `[*rows, O]`, rows `[T, P, N]`: actions `[*lead, *rows, *event]` to
+        `[*lead, *rows]`."""
+        states = by_member(obs)  # [P, T*N, O]
+
+        def critic(action: Tensor) -> Tensor:
+            flat = action.flatten(-event_ndim).transpose(-4, -3)  # [*lead, P, T, N, E]
+            value = self.reduced(parameters, states, flat.flatten(-3, -2), how)  # [*lead, P, T*N]
+            return value.unflatten(-1, flat.shape[-3:-1]).transpose(-3, -2)
+
+        return critic
+
     def move_target(self) -> None:
         """One step of the target towards the critic."""
         self.target.flat.lerp_(self.parameters.flat, self.config.target_rate)
+
+
+def blended(action: Tensor, w: Tensor, spec: ActionSpec, allowed: Tensor | None) -> Tensor:
+    """(1 - w) a + w (uniform over the other allowed categories), per factor: `[P, B, E]`, w `[P, B]`, allowed
+    `[P, B, D, K]` bool (or `[D, K]`; None: all)."""
+    a = action.unflatten(-1, spec.event_shape)
+    if spec.kind == "binary":
+        return torch.lerp(action, 1 - action, w.unsqueeze(-1))
+    allowed = torch.ones_like(a, dtype=torch.bool) if allowed is None else allowed.expand_as(a)
+    others = allowed.to(a.dtype) - a
+    count = others.sum(-1, keepdim=True)
+    share = w[..., None, None] * (count > 0)
+    return ((1 - share) * a + share * others / count.clamp_min(1)).flatten(2)

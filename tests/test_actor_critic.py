@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pglab.agents import ActorCriticAgent
 from pglab.config import Config, CriticConfig, merge
-from pglab.critics import QCritic
+from pglab.critics import QCritic, blended
+from pglab.environments.contract import ActionSpec
 from pglab.noise import ChunkedNoise, Noise, Purpose
 from pglab.replay import Replay, Transitions
 from pglab.training import Trainer
@@ -137,7 +138,7 @@ def test_the_actors_gradient_is_that_of_sac_by_plain_autograd() -> None:
     agent = agent_after(PENDULUM)
     rows = sampled(agent)
     noise = agent.noise.normal(Purpose.UPDATE, (7,), (6, 1))
-    agent.gradient(agent.actor_rows(rows, noise))
+    agent.gradient(agent.actor_rows(rows, noise, {}))
     assert agent.policy_parameters.grad is not None
     for p in range(2):
         views = {k: v.detach().clone().requires_grad_() for k, v in agent.policy_parameters.views.items()}
@@ -156,14 +157,15 @@ def test_the_actors_gradient_is_that_of_sac_by_plain_autograd() -> None:
 
 
 def test_blended_actions_lie_on_the_simplex_between_the_action_and_the_others() -> None:
-    agent = agent_after(CARTPOLE, rounds=1)
     action = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    blended = agent._blended(action, torch.tensor([[0.2, 0.5]]), None)
-    torch.testing.assert_close(blended, torch.tensor([[[0.8, 0.2], [0.5, 0.5]]]))
+    mixed = blended(action, torch.tensor([[0.2, 0.5]]), ActionSpec("discrete", (2,)), None)
+    torch.testing.assert_close(mixed, torch.tensor([[[0.8, 0.2], [0.5, 0.5]]]))
     # Two of the other categories are not allowed: the weight goes to the one that is.
-    object.__setattr__(agent.spec.action, "sizes", (4,))
-    masked = agent._blended(
-        torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]), torch.tensor([[0.3]]), torch.tensor([[[1.0, 0.0, 1.0, 0.0]]])
+    masked = blended(
+        torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]),
+        torch.tensor([[0.3]]),
+        ActionSpec("discrete", (4,)),
+        torch.tensor([[True, False, True, False]]),
     )
     torch.testing.assert_close(masked, torch.tensor([[[0.7, 0.0, 0.3, 0.0]]]))
 

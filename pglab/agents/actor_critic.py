@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pglab.agents.base import Agent, Metrics
-from pglab.baselines import Batch
+from pglab.baselines import Batch, baselined
 from pglab.config import ActorCriticConfig, Config
-from pglab.critics import QCritic
+from pglab.critics import QCritic, blended
 from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.estimators import Draw, Signal
@@ -41,6 +41,7 @@ class ActorRows:
     obs: Tensor  # [P, B, O] as the networks see them
     action_mask: Tensor | None  # [P, B, D, K] bool
     noise: Tensor  # [1, P, B, *event]
+    extra: dict[str, Tensor]  # [1, P, B, ...] each: what the estimator asks for further
     weight: Tensor  # [1, P, B]: mask / number of valid rows
 
 
@@ -203,8 +204,11 @@ class ActorCriticAgent(Agent):
             obs, action, weight = self.preprocessor.observations(rows.obs), rows.action, rows.valid
             if c.blend:
                 u = self.chunks.take("uniform", Purpose.BLEND, self.updates, (rows.obs.shape[1],))
-                blended = self._blended(action, c.blend * u, rows.action_mask)
-                obs, action = torch.cat([obs, obs], 1), torch.cat([action, blended], 1)
+                allowed = self._mask(rows.action_mask)
+                mixed = blended(
+                    action, c.blend * u, self.spec.action, self.policy.padding if allowed is None else allowed
+                )
+                obs, action = torch.cat([obs, obs], 1), torch.cat([action, mixed], 1)
                 y, weight = torch.cat([y, y], 1), torch.cat([weight, weight], 1)
             weight = weight / weight.sum(1, keepdim=True).clamp_min(1)
             q, grad = self.executor.pure(self.critic.regression)(obs, action, y, weight)
@@ -216,30 +220,15 @@ class ActorCriticAgent(Agent):
             "critic/q_mean": lambda: (q[0] * weight).sum(-1),
         }
 
-    def _blended(self, action: Tensor, w: Tensor, mask: Tensor | None) -> Tensor:
-        """(1 - w) a + w (uniform over the other allowed categories), per factor; action `[P, B, E]`, w `[P, B]`."""
-        a = action.unflatten(-1, self.spec.action.event_shape)
-        if self.spec.action.kind == "binary":
-            return torch.lerp(action, 1 - action, w.unsqueeze(-1))
-        allowed = self._mask(mask)
-        if allowed is None:
-            allowed = (
-                torch.ones_like(a, dtype=torch.bool)
-                if self.policy.padding is None
-                else self.policy.padding.expand_as(a)
-            )
-        others = allowed.to(a.dtype) - a
-        count = others.sum(-1, keepdim=True)
-        share = w[..., None, None] * (count > 0)
-        return ((1 - share) * a + share * others / count.clamp_min(1)).flatten(2)
-
-    def actor_rows(self, rows: Transitions, noise: Tensor) -> ActorRows:
-        """The actor's view of a minibatch; `noise` `[P, B, *event]` makes the actions drawn anew."""
+    def actor_rows(self, rows: Transitions, noise: Tensor, extra: Mapping[str, Tensor]) -> ActorRows:
+        """The actor's view of a minibatch; `noise` `[P, B, *event]` makes the actions drawn anew, `extra` is what the
+        estimator asks for further, `[P, B, ...]` each."""
         weight = rows.valid / rows.valid.sum(1, keepdim=True).clamp_min(1)
         return ActorRows(
             self.preprocessor.observations(rows.obs),
             self._mask(rows.action_mask),
             noise.unsqueeze(0),
+            {name: x.unsqueeze(0) for name, x in extra.items()},
             weight.unsqueeze(0),
         )
 
@@ -254,6 +243,8 @@ class ActorCriticAgent(Agent):
         )
         push(self.policy_parameters, distribution, grads, rows.weight)
         frozen = distribution.detach()
+        if self.config.estimator.learns:
+            self._used = (frozen, draw, signal, rows.weight)
         return {
             "losses/policy_loss": lambda: -(value * rows.weight).sum((0, 2)),
             "policy/entropy": lambda: (entropy(frozen, draw.noise) * rows.weight).sum((0, 2)),
@@ -262,27 +253,37 @@ class ActorCriticAgent(Agent):
     def _signal(self, distribution: Distribution, rows: ActorRows) -> tuple[Draw, Signal]:
         """An action drawn anew at each state, and what the critic knows of it."""
 
-        def critic(action: Tensor) -> Tensor:
-            flat = self.policy.present(action).flatten(-self._event_ndim)
-            return self.critic.reduced(self.critic.parameters, rows.obs, flat, self.settings.critic.actor_value)
+        estimator, part = self.config.estimator, self.config.baseline
+        on_rows = self.critic.at(
+            self.critic.parameters, rows.obs.unsqueeze(0), self._event_ndim, self.settings.critic.actor_value
+        )
 
-        draw = Draw(distribution.sample(rows.noise), rows.noise)
-        estimator, value, baseline = self.config.estimator, None, None
+        def critic(action: Tensor) -> Tensor:
+            return on_rows(self.policy.present(action))
+
+        draw = Draw(distribution.sample(rows.noise), rows.noise, rows.extra)
+        value = None
+        obs = rows.obs.unsqueeze(0)
         with torch.no_grad():
-            if "value" in estimator.needs:
+            if "value" in estimator.needs or estimator.uses_baseline:
                 value = critic(distribution.executed(draw.action))
+            signal = Signal(value=value, critic=critic, obs=obs)
             if estimator.uses_baseline and value is not None:
-                batch = Batch(
-                    obs=rows.obs.unsqueeze(0),
+                self._batch = Batch(
+                    obs=obs,
                     value=value,
                     valid=rows.weight > 0,
                     time=torch.zeros_like(value, dtype=torch.int64),
                     distribution=distribution,
                     critic=critic,
+                    action=draw.action,
                 )
-                baseline = self.config.baseline.predict(self.baseline_state, batch)
-                self._batch = batch
-        return draw, Signal(value=value, baseline=baseline, critic=critic)
+                signal = baselined(part, self.baseline_state, self._batch, signal)
+        return draw, signal
+
+    def _further(self, i: int, kind: str, shape: tuple[int, ...]) -> Tensor:
+        b = self.settings.replay.batch_size
+        return self.chunks.take(kind, Purpose.EXTRA, self.updates, (b, *shape), stream=i)
 
     def tune_entropy(self, h: Tensor) -> None:
         """Move log alpha so that the entropy `h` `[P]` approaches its target (Haarnoja et al. 2018b, eq. 18)."""
@@ -303,8 +304,9 @@ class ActorCriticAgent(Agent):
                 rows = self.replay.sample(self.chunks.take("uniform", Purpose.REPLAY, self.updates, (b,)), self.newest)
                 metrics = self.learn_critic(rows)
                 noise = self.chunks.take(kind, Purpose.UPDATE, self.updates, (b, *shape))
-                metrics |= self.gradient(self.actor_rows(rows, noise))
+                metrics |= self.gradient(self.actor_rows(rows, noise, self.extra_noise(self._further)))
                 metrics["gradient/norm"] = self.step_policy()
+                metrics |= self.learn_estimator()
                 if self.settings.auto_entropy:
                     h = metrics["policy/entropy"]
                     with torch.no_grad():

@@ -14,6 +14,7 @@ from pglab.config import Config
 from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec, Resumed
 from pglab.errors import PglabError
+from pglab.estimators import Draw, Signal
 from pglab.executors import Eager, Executor
 from pglab.networks import Parameters
 from pglab.optimizers import clip_by_member
@@ -21,7 +22,7 @@ from pglab.policy import Policy
 from pglab.population import Population
 from pglab.preprocessing import Preprocessor
 from pglab.rollout import Position, Rollout
-from pglab.trees import repeat_members
+from pglab.trees import repeat_members, where_members
 
 Metrics = dict[str, Tensor | Callable[[], Tensor]]
 """What an update reports: tag -> `[P]`, or how to compute it, which is only done for updates that are logged."""
@@ -43,6 +44,9 @@ class Agent(ABC):
         self.preprocessor = Preprocessor(
             config.preprocessing, len(population), num_envs, spec.observation_size, self.noise.device
         )
+        event = self.event[1]
+        self.estimator_learned = config.estimator.initial(self.noise, event, spec.observation_size)
+        self._used: tuple[Distribution, Draw, Signal, Tensor] | None = None  # what the last gradient was estimated from
         self.updates = 0
         self.progress = [0.0] * len(population)
         self.active: Tensor | None = None  # [P, 1], 0. for members that have had all their steps; None: all train on
@@ -68,9 +72,28 @@ class Agent(ABC):
         rate = self.hyper(path if path in self.population else "learning_rate")
         return rate if self.active is None else rate * self.active
 
-    def estimator_state(self) -> dict[str, Tensor]:
-        """The estimator's scheduled options at this moment, `[P, 1]` each."""
-        return {name: self.hyper(f"estimator.{name}") for name in self.config.estimator.scheduled}
+    def estimator_state(self) -> dict[str, Any]:
+        """The estimator's scheduled options at this moment, `[P, 1]` each, and what it has learned."""
+        options = {name: self.hyper(f"estimator.{name}") for name in self.config.estimator.scheduled}
+        return options | self.estimator_learned
+
+    def extra_noise(self, draw: Callable[[int, str, tuple[int, ...]], Tensor]) -> dict[str, Tensor]:
+        """The further noise that the estimator asks for; `draw(i, kind, shape)` gives the i-th, with rows in front."""
+        wanted = self.config.estimator.extra_noise(*self.event)
+        return {name: draw(i, kind, shape) for i, (name, (kind, shape)) in enumerate(sorted(wanted.items()))}
+
+    def learn_estimator(self) -> Metrics:
+        """Let the estimator learn from the rows whose gradient was estimated last."""
+        if not self.config.estimator.learns:
+            return {}
+        assert self._used is not None
+        state = self.estimator_state()
+        learned, info = self.config.estimator.update(state, *self._used)
+        self._used = None
+        if self.active is not None:
+            learned = where_members(self.active.squeeze(1) > 0, learned, self.estimator_learned)
+        self.estimator_learned = learned
+        return dict(info)
 
     def step_policy(self) -> Tensor:
         """Clip, step; returns the gradient norms before clipping, `[P]`."""
@@ -117,6 +140,7 @@ class Agent(ABC):
         twin.noise = twin.population.noise
         twin.policy_parameters = self.policy_parameters.repeated(r)
         twin.baseline_state = repeat_members(self.baseline_state, r)
+        twin.estimator_learned = repeat_members(self.estimator_learned, r)
         twin.preprocessor = copy.copy(self.preprocessor)
         twin.preprocessor.state = repeat_members(self.preprocessor.state, r)
         twin.progress = [x for x in self.progress for _ in replicates]
@@ -135,6 +159,7 @@ class Agent(ABC):
         return {
             "networks": {name: p.flat for name, p in self.networks().items()},
             "baseline": self.baseline_state,
+            "estimator": self.estimator_learned,
             "preprocessor": self.preprocessor.state,
         }
 
@@ -148,6 +173,7 @@ class Agent(ABC):
             }
         )
         twin.baseline_state = tree["baseline"]
+        twin.estimator_learned = tree["estimator"]
         twin.preprocessor = copy.copy(self.preprocessor)
         twin.preprocessor.state = tree["preprocessor"]
         return twin
@@ -166,6 +192,7 @@ class Agent(ABC):
             "networks": {name: p.flat for name, p in self.networks().items()},
             "policy_optimizer": self.policy_optimizer,
             "baseline": self.baseline_state,
+            "estimator": self.estimator_learned,
             "preprocessor": self.preprocessor.state,
             "updates": self.updates,
             "progress": self.progress,
@@ -189,6 +216,7 @@ class Agent(ABC):
                 p.flat.copy_(tree["networks"][name])
         self.policy_optimizer = tree["policy_optimizer"]
         self.baseline_state = tree["baseline"]
+        self.estimator_learned = tree["estimator"]
         self.preprocessor.state = tree["preprocessor"]
         self.updates = tree["updates"]
         self.progress = tree["progress"]

@@ -5,6 +5,8 @@ Letters: T time, P population, N environments, O observation, D factors; B rows 
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -13,11 +15,12 @@ import torch
 from torch import Tensor
 
 from pglab.agents.base import Agent, Metrics
-from pglab.baselines import Batch
+from pglab.baselines import Batch, baselined
 from pglab.config import Config, OnPolicyConfig
+from pglab.critics import QCritic, blended
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.errors import PglabError
-from pglab.estimators import Draw, Signal
+from pglab.estimators import Critic, Draw, Signal
 from pglab.gradients import cotangents, entropy, push
 from pglab.networks import MLP, Parameters, Recorded, Recorder, by_member, by_row
 from pglab.noise import Purpose
@@ -57,6 +60,10 @@ class OnPolicyAgent(Agent):
             self.value_network = MLP((spec.observation_size, *s.value.hidden, 1), s.value.activation, 1.0, stream=1)
             self.value_parameters = self.value_network.initial(population.noise)
             self.value_optimizer = config.optimizer.initial(self.value_parameters.flat)
+        self.critic: QCritic | None = None
+        if any(need.startswith("critic") for need in config.estimator.needs | config.baseline.needs):
+            self.critic = QCritic(s.critic, spec.observation_size, math.prod(spec.action.event_shape), self.noise)
+            self.critic_optimizer = config.optimizer.initial(self.critic.parameters.flat)
         self.position = None
         self._recorder: Recorder | None = None
         self._recorded: Recorded | None = None  # of the rollout just collected
@@ -67,16 +74,23 @@ class OnPolicyAgent(Agent):
         found = {"policy": self.policy_parameters}
         if self.value_parameters is not None:
             found["value"] = self.value_parameters
+        if self.critic is not None:
+            found["critic"] = self.critic.parameters
         return found
 
     def take_networks(self, networks: Mapping[str, Parameters]) -> None:
         self.policy_parameters = networks["policy"]
         self.value_parameters = networks.get("value")
+        if self.critic is not None:
+            self.critic = copy.copy(self.critic)
+            self.critic.parameters = networks["critic"]
 
     def state(self) -> dict[str, Any]:
         tree = super().state()
         if self.value_parameters is not None:
             tree["value_optimizer"] = self.value_optimizer
+        if self.critic is not None:
+            tree["critic_optimizer"] = self.critic_optimizer
         if self.position is not None:
             tree["position"] = {"obs": self.position.obs, "time": self.position.time, "mask": self.position.action_mask}
         return tree
@@ -85,6 +99,8 @@ class OnPolicyAgent(Agent):
         super().load_state(tree)
         if self.value_parameters is not None:
             self.value_optimizer = tree["value_optimizer"]
+        if self.critic is not None:
+            self.critic_optimizer = tree["critic_optimizer"]
         at = tree.get("position")
         self.position = None if at is None else Position(at["obs"], at["time"], at["mask"])
 
@@ -92,6 +108,9 @@ class OnPolicyAgent(Agent):
         twin = super().replicated(replicates, *prefix)
         if self.value_parameters is not None:
             twin.value_parameters = self.value_parameters.repeated(len(replicates))
+        if self.critic is not None:
+            twin.critic = copy.copy(self.critic)
+            twin.critic.parameters = self.critic.parameters.repeated(len(replicates))
         twin.position = twin._recorder = None
         return twin
 
@@ -188,19 +207,33 @@ class OnPolicyAgent(Agent):
             v = None if v_graph is None else v_graph.detach()
             value = self.returns(rollout, obs, v)
             distribution = None
-            if several or "distribution" in part.needs:
+            if several or {"distribution", "critic", "critic_gradient"} & part.needs:
                 distribution = self.policy.distribution(self.policy_parameters, obs, rollout.action_mask).detach()
             whole = s.collect == "episodes"
-            batch = Batch(obs, value, valid, rollout.time, v, distribution, whole_episodes=whole)
-            baseline = part.predict(self.baseline_state, batch) if self.config.estimator.uses_baseline else None
-            signal = Signal(value=value, baseline=baseline)
+            batch = Batch(
+                obs,
+                value,
+                valid,
+                rollout.time,
+                v,
+                distribution,
+                None if self.critic is None else self.q(obs),
+                rollout.action,
+                whole_episodes=whole,
+            )
+            signal = Signal(value=value)
+            if self.config.estimator.uses_baseline:
+                signal = baselined(part, self.baseline_state, batch, signal)
+            baseline = signal.baseline
             if s.normalize_advantages:
+                value = value if signal.value is None else signal.value
                 if baseline is not None and baseline.ndim != value.ndim:
                     raise PglabError(
                         f"agent.normalize_advantages whitens one advantage per row, but baseline {part.name!r} gives one "
                         "per action factor: set it to false."
                     )
                 signal = Signal(value=whitened(value if baseline is None else value - baseline, valid))
+            signal = replace(signal, obs=obs)
             if several and distribution is not None:
                 signal = replace(signal, behaviour_log_prob=distribution.log_prob(rollout.action).sum(-1))
             weight = value_weight = valid / valid.sum((0, 2)).clamp_min(1).unsqueeze(1)
@@ -208,7 +241,12 @@ class OnPolicyAgent(Agent):
                 weight = valid / (self.num_envs * (s.episodes if whole else 1))
             if s.discount_states:
                 weight = weight * discount_powers(rollout.time, self.hyper("discount"))
-        draw = Draw(rollout.action, rollout.noise)
+        extra = self.extra_noise(
+            lambda i, k, shape: self.noise.of_kind(
+                k, Purpose.EXTRA, (self.updates, i), (len(rollout), self.num_envs, *shape), axis=1
+            )
+        )
+        draw = Draw(rollout.action, rollout.noise, extra)
         recorded, self._recorded = self._recorded, None
         mask, noise = rollout.action_mask, rollout.noise
         parameters = self.value_parameters
@@ -222,20 +260,61 @@ class OnPolicyAgent(Agent):
             self.policy_parameters, prepared.obs, prepared.action_mask, prepared.recorded
         )
         weight = self.hyper("entropy_weight") if self.uses_entropy else None
+        signal = prepared.signal
+        if self.critic is not None:
+            signal = replace(signal, critic=self.q(prepared.obs))
         grads, value = cotangents(
             self.config.estimator,
             distribution,
             prepared.draw,
-            prepared.signal,
+            signal,
             self.estimator_state(),
             weight,
             prepared.noise,
         )
         push(self.policy_parameters, distribution, grads, prepared.weight)
         frozen = distribution.detach()
+        if self.config.estimator.learns:
+            self._used = (frozen, prepared.draw, signal, prepared.value_weight)
         return {
             "losses/policy_loss": lambda: -(value * prepared.weight).sum((0, 2)),
             "policy/entropy": lambda: (entropy(frozen, prepared.noise) * prepared.value_weight).sum((0, 2)),
+        }
+
+    def q(self, obs: Tensor) -> Critic:
+        """Q at normalised observations `[T, P, N, O]`, of actions as a distribution gives them."""
+        assert self.critic is not None
+        event = self.spec.action.event_shape
+        on_rows = self.critic.at(self.critic.parameters, obs, len(event), self.settings.critic.actor_value)
+        return lambda action: on_rows(self.policy.present(action))
+
+    def learn_critic(self, prepared: Prepared) -> Metrics:
+        """Steps of every copy of Q towards the values of the actions that were drawn (half the mean squared error)."""
+        assert self.critic is not None
+        s, c, parameters = self.settings, self.settings.critic, self.critic.parameters
+        with torch.no_grad():
+            executed = self.policy.present(self.policy.executed(prepared.draw.action))
+            obs, action = by_member(prepared.obs), by_member(executed.flatten(3))  # [P, T*N, ...]
+            y, weight = (by_member(x.unsqueeze(-1)).squeeze(-1) for x in (prepared.batch.value, prepared.value_weight))
+            if c.blend:
+                rows = prepared.obs.shape[0], prepared.obs.shape[2]
+                u = self.noise.uniform(Purpose.BLEND, (self.updates,), rows, axis=1)
+                w = by_member(c.blend * u.unsqueeze(-1)).squeeze(-1)
+                mask = self.policy.padding
+                if prepared.action_mask is not None:
+                    mask = by_member(prepared.action_mask.flatten(3)).unflatten(-1, self.spec.action.event_shape)
+                mixed = blended(action, w, self.spec.action, mask)
+                obs, action = torch.cat([obs, obs], 1), torch.cat([action, mixed], 1)
+                y, weight = torch.cat([y, y], 1), torch.cat([weight, weight], 1) / 2
+        rate = self.rate("agent.critic.learning_rate")
+        for _ in range(s.critic_updates):
+            with torch.no_grad():
+                q, grad = self.critic.regression(obs, action, y, weight)
+            clip_by_member(grad, c.max_grad_norm)
+            self.config.optimizer.step(parameters.flat, grad, self.critic_optimizer, rate)
+        return {
+            "losses/critic_loss": lambda: (0.5 * (q - y).square() * weight).sum(-1).mean(0),
+            "critic/q_mean": lambda: (q[0] * weight).sum(-1),
         }
 
     def learn_value(self, prepared: Prepared) -> Metrics:
@@ -271,6 +350,9 @@ class OnPolicyAgent(Agent):
             for part in self.minibatches(prepared, epoch):
                 metrics |= self.gradient(part)
                 metrics["gradient/norm"] = self.step_policy()
+                metrics |= self.learn_estimator()
+                if self.critic is not None:
+                    metrics |= self.learn_critic(part)
                 if self.value_parameters is not None:
                     metrics |= self.learn_value(part)
         learned = self.learning(rollout.valid)
@@ -289,7 +371,11 @@ class OnPolicyAgent(Agent):
         """
         m = self.settings.minibatches
         if m == 1:
-            return [prepared if epoch == 0 else replace(prepared, draw=Draw(prepared.draw.action))]
+            return [
+                prepared
+                if epoch == 0
+                else replace(prepared, draw=Draw(prepared.draw.action, None, prepared.draw.extra))
+            ]
         t, _, n = prepared.weight.shape
         keys = self.noise.uniform(Purpose.MINIBATCH, (self.updates, epoch), (t, n), axis=1)  # [T, P, N]
         keys = torch.where(prepared.batch.valid, keys, 2.0).transpose(0, 1).flatten(1)  # [P, T*N], not valid last
@@ -312,16 +398,27 @@ class OnPolicyAgent(Agent):
             return Prepared(
                 obs,
                 maybe(prepared.action_mask),
-                Draw(cut(prepared.draw.action, index)),
+                Draw(
+                    cut(prepared.draw.action, index), None, {k: cut(x, index) for k, x in prepared.draw.extra.items()}
+                ),
                 cut(prepared.noise, index),
                 Signal(
                     value=maybe(signal.value),
                     baseline=maybe(signal.baseline),
                     behaviour_log_prob=maybe(signal.behaviour_log_prob),
+                    obs=maybe(signal.obs),
                 ),
                 cut(prepared.weight, index) * share,
                 cut(prepared.value_weight, index) * share,
-                replace(batch, obs=obs, value=cut(batch.value, index), valid=valid, distribution=None),
+                replace(
+                    batch,
+                    obs=obs,
+                    value=cut(batch.value, index),
+                    valid=valid,
+                    distribution=None,
+                    critic=None,
+                    action=None,
+                ),
             )
 
         return [part(order[:, i::m]) for i in range(min(m, t * n))]

@@ -62,7 +62,13 @@ def _replayed(agent: ActorCriticAgent, replicates: int, snapshot: int) -> np.nda
     assert saved is not None
     for r in range(replicates):
         rows = agent.replay.sample(noise.uniform(Purpose.REPLAY, (r,), (b,)), agent.newest)
-        agent.gradient(agent.actor_rows(rows, noise.of_kind(kind, Purpose.UPDATE, (r,), (b, *shape))))
+
+        def extra(i: int, kind: str, shape: tuple[int, ...], r: int = r) -> torch.Tensor:
+            return noise.of_kind(kind, Purpose.EXTRA, (r, i), (b, *shape))
+
+        agent.gradient(
+            agent.actor_rows(rows, noise.of_kind(kind, Purpose.UPDATE, (r,), (b, *shape)), agent.extra_noise(extra))
+        )
         found.append(saved.cpu().numpy().copy())
     return np.stack(found, axis=1)
 
