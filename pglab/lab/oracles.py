@@ -47,7 +47,7 @@ def _enumerated(one: Distribution, f: Callable[[Tensor], Tensor]) -> list[Tensor
         for z in outcomes.split(CHUNK):
             p = leaf.log_prob(z).sum(-1).exp()
             # An outcome of probability 0 adds nothing, whatever f is there.
-            total = total + torch.where(p > 0, p * f(z), 0.0).double().sum()
+            total = total + (p * torch.where(p > 0, f(z), 0.0)).double().sum()
         return list(torch.autograd.grad(total, parameters))
 
 
