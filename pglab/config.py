@@ -72,12 +72,17 @@ class PreprocessingConfig(Strict):
 class ReturnsConfig(Strict):
     """How rewards become the value of an action."""
 
-    name: Literal["monte_carlo", "n_step", "gae"] = "monte_carlo"
-    """monte_carlo: discounted reward-to-go; n_step: n rewards, then V; gae: lambda-returns (Schulman et al. 2016)."""
+    name: Literal["monte_carlo", "n_step", "gae", "v_trace"] = "monte_carlo"
+    """monte_carlo: discounted reward-to-go; n_step: n rewards, then V; gae: lambda-returns (Schulman et al. 2016);
+    v_trace: lambda-returns with clipped importance ratios, computed anew before every epoch (Espeholt et al. 2018)."""
     n: Positive = 5
     """n_step: number of rewards."""
     lam: Swept = [Schedule(start=0.95)]
-    """gae: lambda in [0, 1]; a list sweeps it."""
+    """gae and v_trace: lambda in [0, 1]; a list sweeps it."""
+    rho_clip: Limit = 1.0
+    """v_trace: largest ratio that a temporal difference is weighted by."""
+    c_clip: Limit = 1.0
+    """v_trace: largest ratio that what follows is weighted by."""
 
 
 class ValueConfig(Strict):
@@ -319,6 +324,8 @@ class Config(Strict):
         _within("entropy_weight", self.entropy_weight, 0, math.inf)
         if isinstance(self.agent, OnPolicyConfig):
             _within("agent.returns.lam", self.agent.returns.lam, 0, 1)
+            if self.agent.returns.name == "v_trace" and self.agent.normalize_advantages:
+                raise ValueError("agent.normalize_advantages is not for v_trace returns: set it to false")
         return self
 
     @property

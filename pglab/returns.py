@@ -61,6 +61,40 @@ def n_step(
     return g
 
 
+def v_trace(
+    r_t: Tensor,
+    v_t: Tensor,
+    v_tp1: Tensor,
+    ratio_t: Tensor,
+    terminated_t: Tensor,
+    ended_t: Tensor,
+    discount: Tensor | float,
+    lam: Tensor | float,
+    rho_clip: float,
+    c_clip: float,
+) -> tuple[Tensor, Tensor]:
+    """V-trace targets for V and the values of the actions, `[T, ...]` each (Espeholt et al. 2018, eq. 1 and section 4.2).
+
+    `ratio_t` is pi(a|s) / mu(a|s) of policy over behaviour. With rho = min(rho_clip, ratio), c = lam min(c_clip, ratio):
+    vs_t = V_t + rho_t (r_t + discount V_{t+1} - V_t) + discount c_t (vs_{t+1} - V_{t+1}), and an action's value is
+    r_t + discount vs_{t+1}. At ratio 1 and lam 1, bootstrapped Monte-Carlo returns both. The fixed point is V of a policy
+    between behaviour and target where rho is clipped: then biased.
+    """
+    live = (~terminated_t).to(r_t.dtype) * discount
+    rho, c = ratio_t.clamp(max=rho_clip), ratio_t.clamp(max=c_clip) * lam
+    delta = rho * (r_t + live * v_tp1 - v_t)
+    decay = (~ended_t).to(r_t.dtype) * (discount * c)
+    a = torch.zeros_like(r_t[0])
+    out = []
+    for t in range(len(r_t) - 1, -1, -1):
+        a = torch.addcmul(delta[t], decay[t], a)
+        out.append(a)
+    vs = v_t + torch.stack(out[::-1])
+    # What follows: the next row's target, but V where the episode was cut or the block ends.
+    follows = torch.cat([torch.where(ended_t[:-1], v_tp1[:-1], vs[1:]), v_tp1[-1:]])
+    return vs, r_t + live * follows
+
+
 def discount_powers(time: Tensor, discount: Tensor | float) -> Tensor:
     """gamma^t for the step in the episode `time` `[T, P, N]`."""
     base = torch.as_tensor(discount, dtype=torch.float32, device=time.device)

@@ -12,6 +12,7 @@ import torch
 from pglab.agents import OnPolicyAgent
 from pglab.config import Config, merge
 from pglab.networks import MLP
+from pglab.returns import v_trace
 from pglab.training import Trainer, train
 
 BASE = {
@@ -207,3 +208,31 @@ def test_values_graph_is_not_used_once_v_has_moved():
     agent.learn_value(prepared)
     twin.learn_value(replace(prepared, v=None))
     torch.testing.assert_close(agent.value_parameters.grad, twin.value_parameters.grad)
+
+
+def test_v_trace_looks_again_before_every_epoch(monkeypatch):
+    """From the second epoch on, values and targets are V-trace's at the policy's ratios and V as they are then."""
+    agent, trainer = on_policy(VALUED, {"agent": {"returns": {"name": "v_trace", "lam": 0.9}, "epochs": 3}})
+    seen = []
+    retraced = type(agent).retraced
+
+    def look(self, prepared, rollout):
+        with torch.no_grad():
+            now = self.policy.distribution(self.policy_parameters, prepared.obs).log_prob(rollout.action).sum(-1)
+            v = self.v(prepared.obs)
+            ends = rollout.terminated, rollout.ended
+            ratio = torch.exp(now - prepared.signal.behaviour_log_prob)
+            wanted = v_trace(rollout.reward, v, self.v_next(rollout, v), ratio, *ends, 0.99, 0.9, 1.0, 1.0)
+        found = retraced(self, prepared, rollout)
+        seen.append((ratio, v, wanted, found))
+        return found
+
+    monkeypatch.setattr(type(agent), "retraced", look)
+    agent.update(trainer.env)
+    assert len(seen) == 2
+    for ratio, v, (target, value), found in seen:
+        assert bool((ratio != 1).any())
+        torch.testing.assert_close(found.target, target)
+        torch.testing.assert_close(found.signal.value, value)
+        torch.testing.assert_close(found.signal.baseline, v)
+    assert not torch.equal(seen[0][3].target, seen[1][3].target)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from spine import generator, normal
 
-from pglab.returns import discount_powers, gae, monte_carlo, n_step
+from pglab.returns import discount_powers, gae, monte_carlo, n_step, v_trace
 
 # Five steps: the episode terminates at step 1, the next is truncated at step 3, the block cuts the third.
 R = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
@@ -163,3 +163,36 @@ def test_one_step_blocks():
     torch.testing.assert_close(gae(r, v, nxt, no, no, 0.9, 0.9), r + 0.9 * nxt - v)
     torch.testing.assert_close(n_step(r, nxt, no, no, 0.9, 5), r + 0.9 * nxt)
     torch.testing.assert_close(monte_carlo(r, no, 0.9), r)
+
+
+def v_trace_from(r, v, v_tp1, ratio, terminated, ended, discount, lam, rho_clip, c_clip, t):
+    """The definition, as a sum over what follows step t: V_t + sum_k discount^k (prod of c) rho_k delta_k."""
+    total, factor = v[t], 1.0
+    for k in range(t, len(r)):
+        follows = 0.0 if terminated[k] else discount * v_tp1[k]
+        total += factor * min(rho_clip, ratio[k]) * (r[k] + follows - v[k])
+        if ended[k]:
+            break
+        factor *= discount * lam * min(c_clip, ratio[k])
+    return total
+
+
+@pytest.mark.parametrize(("lam", "rho_clip", "c_clip"), [(1.0, 1.0, 1.0), (0.9, 2.0, 1.5), (0.5, 0.7, 0.3)])
+def test_v_trace_is_its_definition(lam, rho_clip, c_clip):
+    r, v, v_tp1, terminated, ended = block()
+    ratio = torch.exp(normal(*r.shape, key=5))
+    vs, q = v_trace(r, v, v_tp1, ratio, terminated, ended, 0.9, lam, rho_clip, c_clip)
+    for column, (x, y) in zip(each_column(r, v, v_tp1, ratio, terminated, ended), each_column(vs, q), strict=True):
+        rewards, _, nexts, _, over, cut = column
+        for t in range(len(r)):
+            assert x[t] == pytest.approx(v_trace_from(*column, 0.9, lam, rho_clip, c_clip, t))
+            follows = 0.0 if over[t] else nexts[t] if cut[t] or t == len(r) - 1 else x[t + 1]
+            assert y[t] == pytest.approx(rewards[t] + 0.9 * follows)
+
+
+def test_v_trace_of_the_policys_own_actions_are_lambda_returns():
+    r, v, v_tp1, terminated, ended = block()
+    vs, _ = v_trace(r, v, v_tp1, torch.ones_like(r), terminated, ended, 0.9, 0.7, 1.0, 1.0)
+    torch.testing.assert_close(vs, v + gae(r, v, v_tp1, terminated, ended, 0.9, 0.7))
+    _, whole = v_trace(r, v, v_tp1, torch.ones_like(r), terminated, ended, 0.9, 1.0, 1.0, 1.0)
+    torch.testing.assert_close(whole, v + gae(r, v, v_tp1, terminated, ended, 0.9, 1.0))

@@ -26,7 +26,7 @@ from pglab.networks import MLP, Parameters, Recorded, Recorder, by_member, by_ro
 from pglab.noise import Purpose
 from pglab.optimizers import clip_by_member
 from pglab.population import Population
-from pglab.returns import discount_powers, gae, monte_carlo, n_step
+from pglab.returns import discount_powers, gae, monte_carlo, n_step, v_trace
 from pglab.rollout import Position, Rollout, block_noise, whole_episodes
 
 
@@ -42,6 +42,7 @@ class Prepared:
     weight: Tensor  # [T, P, N]: mask x gamma^t / count
     value_weight: Tensor  # [T, P, N]: mask / number of valid rows
     batch: Batch
+    target: Tensor  # [T, P, N]: what V is moved towards
     v: tuple[Tensor, int] | None = None  # V at `obs`, [T, P, N], with its graph, and the version of its parameters
     recorded: Recorded | None = None  # the policy's forward pass over `obs`
 
@@ -160,8 +161,9 @@ class OnPolicyAgent(Agent):
         assert self.value_parameters is not None
         return by_row(self.value_network(self.value_parameters.views, by_member(obs)), obs.shape[:-1]).squeeze(-1)
 
-    def returns(self, rollout: Rollout, obs: Tensor, v: Tensor | None) -> Tensor:
-        """The value of every drawn action, `[T, P, N]`; `obs` as the networks see them, `v` V at them."""
+    def returns(self, rollout: Rollout, v: Tensor | None, ratio: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The value of every drawn action and V's target there, `[T, P, N]` each. `v` is V at the observations, `ratio` the
+        policy's probability of what was drawn over the one it was drawn with (None: 1); only V-trace reads it."""
         s, discount = self.settings, self.hyper("discount")
         reward = self.preprocessor.rewards(rollout.reward)
         if not self.bootstraps:
@@ -169,6 +171,21 @@ class OnPolicyAgent(Agent):
         else:
             assert v is not None
             v_tp1 = self.v_next(rollout, v)
+            if s.returns.name == "v_trace":
+                ratio = torch.ones_like(reward) if ratio is None else ratio
+                target, value = self.executor.pure(v_trace)(
+                    reward,
+                    v,
+                    v_tp1,
+                    ratio,
+                    rollout.terminated,
+                    rollout.ended,
+                    discount,
+                    self.hyper("agent.returns.lam"),
+                    s.returns.rho_clip,
+                    s.returns.c_clip,
+                )
+                return torch.where(rollout.valid, value, 0.0), torch.where(rollout.valid, target, 0.0)
             if s.returns.name == "n_step":
                 value = self.executor.pure(n_step)(
                     reward, v_tp1, rollout.terminated, rollout.ended, discount, s.returns.n
@@ -176,7 +193,8 @@ class OnPolicyAgent(Agent):
             else:
                 lam = self.hyper("agent.returns.lam") if s.returns.name == "gae" else 1.0
                 value = v + self.executor.pure(gae)(reward, v, v_tp1, rollout.terminated, rollout.ended, discount, lam)
-        return torch.where(rollout.valid, value, 0.0)
+        value = torch.where(rollout.valid, value, 0.0)
+        return value, value
 
     def v_next(self, rollout: Rollout, v: Tensor) -> Tensor:
         """V of the observation that each transition led to, before any reset, `[T, P, N]`, from `v`, V at the rollout's
@@ -205,7 +223,7 @@ class OnPolicyAgent(Agent):
                 with torch.set_grad_enabled(not several):
                     v_graph = self.v(obs)
             v = None if v_graph is None else v_graph.detach()
-            value = self.returns(rollout, obs, v)
+            value, target = self.returns(rollout, v)
             distribution = None
             if several or {"distribution", "critic", "critic_gradient"} & part.needs:
                 distribution = self.policy.distribution(self.policy_parameters, obs, rollout.action_mask).detach()
@@ -251,7 +269,7 @@ class OnPolicyAgent(Agent):
         mask, noise = rollout.action_mask, rollout.noise
         parameters = self.value_parameters
         graph = None if several or v_graph is None or parameters is None else (v_graph, parameters.version)
-        return Prepared(obs, mask, draw, noise, signal, weight, value_weight, batch, graph, recorded)
+        return Prepared(obs, mask, draw, noise, signal, weight, value_weight, batch, target, graph, recorded)
 
     def gradient(self, prepared: Prepared) -> Metrics:
         """Fill the policy's `.grad` `[P, n]` (for descent) with the estimate from these rows: what training applies, and
@@ -321,7 +339,7 @@ class OnPolicyAgent(Agent):
         """One step of V towards the returns (half the mean squared error)."""
         assert self.value_parameters is not None
         parameters = self.value_parameters
-        target, w = prepared.batch.value, prepared.value_weight
+        target, w = prepared.target, prepared.value_weight
         kept = prepared.v
         v = kept[0] if kept is not None and kept[1] == parameters.version else self.v(prepared.obs)
         error = v.detach() - target
@@ -347,6 +365,8 @@ class OnPolicyAgent(Agent):
         prepared = self.prepare(rollout)
         metrics: Metrics = {}
         for epoch in range(s.epochs):
+            if epoch and s.returns.name == "v_trace":
+                prepared = self.retraced(prepared, rollout)
             for part in self.minibatches(prepared, epoch):
                 metrics |= self.gradient(part)
                 metrics["gradient/norm"] = self.step_policy()
@@ -362,6 +382,22 @@ class OnPolicyAgent(Agent):
         self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, learned, self.hyper("discount"))
         self.updates += 1
         return metrics, rollout
+
+    def retraced(self, prepared: Prepared, rollout: Rollout) -> Prepared:
+        """Values, targets and baselines of a rollout under the policy and V as they are now (V-trace)."""
+        part, signal = self.config.baseline, prepared.signal
+        assert signal.behaviour_log_prob is not None
+        with torch.no_grad():
+            v = self.v(prepared.obs)
+            now = self.policy.distribution(self.policy_parameters, prepared.obs, prepared.action_mask)
+            ratio = torch.exp(now.log_prob(rollout.action).sum(-1) - signal.behaviour_log_prob)
+            ratio = torch.where(rollout.valid, ratio, 1.0)
+            value, target = self.returns(rollout, v, ratio)
+            batch = replace(prepared.batch, value=value, v=v)
+            signal = replace(signal, value=value, baseline=None)
+            if self.config.estimator.uses_baseline:
+                signal = baselined(part, self.baseline_state, batch, signal)
+        return replace(prepared, signal=signal, batch=batch, target=target)
 
     def minibatches(self, prepared: Prepared, epoch: int) -> list[Prepared]:
         """The batch itself, or its rows shuffled into parts with rows `[1, P, B]`. Only the very first step may use the
@@ -419,6 +455,7 @@ class OnPolicyAgent(Agent):
                     critic=None,
                     action=None,
                 ),
+                cut(prepared.target, index),
             )
 
         return [part(order[:, i::m]) for i in range(min(m, t * n))]
