@@ -11,6 +11,7 @@ _HOME = {
     "Baseline": "pglab.baselines",
     "Batch": "pglab.baselines",
     "Bernoulli": "pglab.distributions",
+    "Beta": "pglab.distributions",
     "Categorical": "pglab.distributions",
     "Config": "pglab.config",
     "Distribution": "pglab.distributions",
@@ -36,18 +37,19 @@ if TYPE_CHECKING:
     from pglab.baselines import Baseline, Batch, register_baseline
     from pglab.comparing import compare
     from pglab.config import Config
-    from pglab.distributions import Bernoulli, Categorical, Distribution, Gaussian, SquashedGaussian
+    from pglab.distributions import Bernoulli, Beta, Categorical, Distribution, Gaussian, SquashedGaussian
     from pglab.errors import PglabError
     from pglab.estimators import Draw, Estimator, Signal, register_estimator
     from pglab.gradients import cotangents
-    from pglab.objectives import estimate_gradient
     from pglab.lab.oracles import exact_gradient
+    from pglab.objectives import estimate_gradient
     from pglab.training import resume, train
 
 __all__ = [
     "Baseline",
     "Batch",
     "Bernoulli",
+    "Beta",
     "Categorical",
     "Config",
     "Distribution",

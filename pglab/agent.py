@@ -217,10 +217,12 @@ def load_agent(path: str | Path, member: int = 0) -> LoadedAgent:
 
 def spaces_of(config: Config) -> tuple[gymnasium.Space, gymnasium.Space]:
     """Observation and action space of one environment of the config. Raises PglabError where it cannot be made."""
-    from pglab_envs.registry import TORCH_ENVS
+    from pglab.environments.factory import torch_class
 
-    if config.env.id in TORCH_ENVS and not config.env.kwargs:
-        known = TORCH_ENVS[config.env.id](num_envs=1)
+    if (env_class := torch_class(config.env.id, kwargs=config.env.kwargs)) is not None:
+        from pglab.environments.torch_native import make_torch
+
+        known = make_torch(env_class, config.env.kwargs)
         return known.single_observation_space, known.single_action_space
     from pglab.environments.gymnasium_make import make_vector
 

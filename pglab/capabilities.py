@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pglab.baselines import BASELINES
-from pglab.config import ActorCriticConfig, Config
+from pglab.config import ActorCriticConfig, BpttConfig, Config, EvolutionConfig, OnPolicyConfig
+from pglab.distributions import Distribution
 from pglab.distributions.categorical import MAX_OUTCOMES
 from pglab.environments.contract import ActionSpec, EnvironmentSpec
 from pglab.errors import PglabError
 from pglab.estimators import ESTIMATORS, Estimator
+from pglab.policy import CLASSES
+from pglab.policy import FAMILIES as POLICY_FAMILIES
 
 
 def signal_of(config: Config) -> frozenset[str]:
@@ -15,15 +18,21 @@ def signal_of(config: Config) -> frozenset[str]:
     return frozenset({"value", "critic", "critic_gradient", "critic_relaxed"})
 
 
-def kind_of(config: Config, action: ActionSpec) -> str:
-    """The kind of distribution the policy has: discrete, binary or continuous."""
-    return "binary" if config.policy.distribution == "bernoulli" else action.kind
+def family_of(config: Config, action: ActionSpec) -> type[Distribution]:
+    """The family of distributions that the policy has for these actions; where the config names one that does not fit
+    them, which the policy refuses, the one it would have by itself."""
+    name = config.policy.distribution
+    if name not in POLICY_FAMILIES[action.kind]:
+        squashed = isinstance(config.agent, ActorCriticConfig | BpttConfig)
+        continuous = "squashed_gaussian" if squashed else "gaussian"
+        name = {"discrete": "categorical", "binary": "bernoulli"}.get(action.kind, continuous)  # type: ignore[assignment]
+    return CLASSES[name]
 
 
-def fitting(config: Config, kind: str) -> list[str]:
-    """Names of the estimators that this agent and kind of action can use."""
+def fitting(config: Config, family: type[Distribution]) -> list[str]:
+    """Names of the estimators that this agent and family can use."""
     offered = signal_of(config)
-    return [n for n in ESTIMATORS.names() if kind in ESTIMATORS.get(n).kinds and ESTIMATORS.get(n).needs <= offered]
+    return [n for n in ESTIMATORS.names() if ESTIMATORS.get(n).serves(family) and ESTIMATORS.get(n).needs <= offered]
 
 
 def outcomes(action: ActionSpec) -> int:
@@ -33,13 +42,20 @@ def outcomes(action: ActionSpec) -> int:
 
 def check_fit(config: Config, spec: EnvironmentSpec) -> None:
     """PglabError when estimator, baseline, agent and environment do not fit, naming what would."""
-    kind = kind_of(config, spec.action)
+    if isinstance(config.agent, EvolutionConfig | BpttConfig):
+        _check_own(config)
+    if isinstance(config.agent, EvolutionConfig):
+        _check_evolution(config, config.agent)
+    if isinstance(config.agent, BpttConfig):
+        _check_bptt(config.agent, spec)
+    family = family_of(config, spec.action)
+    kind = family.kind
     estimator: Estimator = config.estimator
-    possible = ", ".join(fitting(config, kind))
-    if kind not in estimator.kinds:
+    possible = ", ".join(fitting(config, family))
+    if not estimator.serves(family):
         raise PglabError(
-            f"Estimator {estimator.name!r} does not serve {spec.id}'s {kind} actions "
-            f"(only {', '.join(sorted(estimator.kinds))}): with agent {config.agent.name!r} choose one of {possible}."
+            f"Estimator {estimator.name!r} does not serve {spec.id}'s {kind} actions as {family.__name__} "
+            f"(only {estimator.served()}): with agent {config.agent.name!r} choose one of {possible}."
         )
     missing = estimator.needs - signal_of(config)
     if missing:
@@ -59,10 +75,10 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
             f"{spec.id} has {outcomes(spec.action):,} joint actions, too many to enumerate (at most {MAX_OUTCOMES:,}): "
             "choose another estimator and baseline, and agent.critic.target_action sample."
         )
-    if not isinstance(config.agent, ActorCriticConfig) and not estimator.reweights:
+    if isinstance(config.agent, OnPolicyConfig) and not estimator.reweights:
         steps = config.agent.epochs * config.agent.minibatches
         if steps > 1:
-            users = ", ".join(n for n in fitting(config, kind) if ESTIMATORS.get(n).reweights)
+            users = ", ".join(n for n in fitting(config, family) if ESTIMATORS.get(n).reweights)
             raise PglabError(
                 f"Estimator {estimator.name!r} takes one step on a batch: set agent.epochs and agent.minibatches to 1 (now "
                 f"{config.agent.epochs} and {config.agent.minibatches}), or choose one of {users}."
@@ -70,7 +86,7 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
     baseline = config.baseline
     has = {"distribution", "critic", "critic_gradient", "action"}
     if not isinstance(config.agent, ActorCriticConfig):
-        has.add("v")
+        has |= {"v", "scores", "time"}
     if not baseline.needs <= has:
         fits = [n for n in BASELINES.names() if BASELINES.get(n).needs <= has]
         raise PglabError(
@@ -81,6 +97,19 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
         users = ", ".join(n for n in ESTIMATORS.names() if ESTIMATORS.get(n).uses_baseline)
         raise PglabError(
             f"Estimator {estimator.name!r} uses no baseline, but {baseline.name!r} is set: choose none, or {users}."
+        )
+    if "scores" in baseline.needs and not estimator.linear:
+        linear = ", ".join(n for n in fitting(config, family) if ESTIMATORS.get(n).linear)
+        raise PglabError(
+            f"Baseline {baseline.name!r} needs an estimate that is linear in the value, which {estimator.name!r} is not: "
+            f"choose one of {linear}."
+        )
+    whitens = isinstance(config.agent, OnPolicyConfig) and config.agent.normalize_advantages
+    if whitens and (baseline.per_parameter or baseline.per_factor):
+        what = "parameter" if baseline.per_parameter else "action factor"
+        raise PglabError(
+            f"agent.normalize_advantages whitens one advantage per row, but baseline {baseline.name!r} gives one number per "
+            f"{what}: set it to false."
         )
     scale = config.preprocessing.observation_scale
     if scale is not None and len(scale) != spec.observation_size:
@@ -94,3 +123,70 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
             )
         if config.agent.critic.blend and spec.action.kind == "continuous":
             raise PglabError("agent.critic.blend is for discrete actions: set it to 0.")
+
+
+def _check_own(config: Config) -> None:
+    """PglabError where settings would do nothing because the agent has an estimator of its own."""
+    agent = config.agent
+    default = Config.model_fields["estimator"].default
+    if config.estimator != default:
+        raise PglabError(
+            f"Agent {agent.name!r} has an estimator of its own, so estimator {config.estimator.name!r} would not be used: "
+            f"leave it at {default.name}, or choose agent actor_critic or on_policy."
+        )
+    if any(s.bounds != (0.0, 0.0) for s in config.entropy_weight):
+        raise PglabError(f"Agent {agent.name!r} has no entropy term: set entropy_weight to 0.")
+    if config.executor in ("compile", "cudagraph"):
+        raise PglabError(f"Agent {agent.name!r} plays its own rollouts, eagerly: choose executor auto or eager.")
+    if isinstance(agent, BpttConfig) and config.baseline.name != "none":
+        raise PglabError(f"Agent 'bptt' uses no baseline, but {config.baseline.name!r} is set: choose none.")
+
+
+def _check_evolution(config: Config, agent: EvolutionConfig) -> None:
+    """PglabError where perturbed networks, environments and baseline do not fit together."""
+    n, baseline = config.env.num_envs, config.baseline.name
+    m = agent.perturbations or n
+    if n % m:
+        raise PglabError(f"env.num_envs ({n}) must be a multiple of agent.perturbations ({m}).")
+    if agent.mirrored and m % 2:
+        raise PglabError(
+            f"agent.mirrored tries pairs, but {m} networks are perturbed: set agent.perturbations (or env.num_envs) to an "
+            "even number."
+        )
+    if agent.shaping != "returns" and m < 2:
+        raise PglabError(f"agent.shaping {agent.shaping!r} compares 2 or more networks: raise env.num_envs.")
+    if baseline == "none":
+        return
+    if baseline != "leave_one_out":
+        raise PglabError(
+            f"Baseline {baseline!r} is one of states, which agent 'evolution' has none for: choose none or leave_one_out."
+        )
+    if agent.shaping != "returns":
+        raise PglabError(
+            f"agent.shaping {agent.shaping!r} has the mean subtracted already, but baseline {baseline!r} is set: choose none."
+        )
+    if agent.mirrored and not agent.learn_sigma:
+        raise PglabError(
+            f"A baseline cancels in mirrored pairs, but {baseline!r} is set: choose none, or agent.mirrored false."
+        )
+    if m < (4 if agent.mirrored else 2):
+        raise PglabError("Baseline 'leave_one_out' needs 2 or more draws of the perturbation: raise env.num_envs.")
+
+
+def _check_bptt(agent: BpttConfig, spec: EnvironmentSpec) -> None:
+    """PglabError where the environment cannot be differentiated."""
+    if spec.action.kind != "continuous":
+        raise PglabError(
+            f"Agent 'bptt' differentiates in the action, and {spec.id}'s actions are {spec.action.kind}: choose an "
+            "environment with continuous actions, or agent on_policy."
+        )
+    if not spec.differentiable:
+        raise PglabError(
+            f"Agent 'bptt' differentiates through the environment, and this is not differentiable: {spec.description}. "
+            "Choose a torch-native environment such as Pendulum-v1, or agent on_policy."
+        )
+    if spec.terminates and not agent.allow_termination:
+        raise PglabError(
+            f"{spec.id}'s episodes may terminate, and agent 'bptt' does not see how that depends on the actions: choose "
+            "another environment, or agent.allow_termination true (declared biased)."
+        )

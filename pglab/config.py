@@ -45,7 +45,7 @@ class EnvironmentConfig(Strict):
     max_episode_steps: Positive | None = None
     """Time limit; None keeps the id's own."""
     kwargs: dict[str, Any] = {}
-    """Keyword arguments of the environment (gymnasium backend)."""
+    """Keyword arguments of the environment: gymnasium's, or those of a torch-native one (`pglab list environments`)."""
 
     @field_validator("id")
     @classmethod
@@ -193,18 +193,135 @@ class ActorCriticConfig(Strict):
     """None: the policy's."""
 
 
+class EvolutionConfig(Strict):
+    """Climbs the return of perturbed networks with the score function of the search distribution N(theta, sigma^2) over
+    their parameters: evolution strategies (Salimans et al. 2017), or PGPE (Sehnke et al. 2010) with `learn_sigma`. The
+    episode's return is discounted from its start; Config.baseline is none or leave_one_out."""
+
+    name: Literal["evolution"] = "evolution"
+    perturbations: Positive | None = None
+    """Perturbed networks per update; env.num_envs is a multiple of it, and each network plays its share of the
+    environments. None: one environment each."""
+    episodes: Positive = 1
+    """Whole episodes of each environment per update."""
+    block: Positive = 32
+    """Steps between two looks at whether anyone is still alive; noise is drawn per block."""
+    sigma: Swept = [Schedule(start=0.1)]
+    """Standard deviation of the search distribution (with learn_sigma: where it starts); a number, a schedule, or a list
+    to sweep."""
+    learn_sigma: bool = False
+    """Learn one sigma per parameter (PGPE)."""
+    sigma_learning_rate: Swept | None = None
+    """Of log sigma. None: the policy's."""
+    sigma_bounds: tuple[Limit, Limit] = (1e-3, 10.0)
+    """A learned sigma is kept within these."""
+    mirrored: bool = True
+    """Try every perturbation with both signs (antithetic sampling)."""
+    shaping: Literal["returns", "standardized", "centered_ranks"] = "returns"
+    """What enters the estimate in place of a network's return: the return itself; (return - mean) / std over the update's
+    networks; or its rank among them, from -1/2 to 1/2 (Salimans et al. 2017). All but the first are declared biased."""
+    deterministic: bool = True
+    """Perturbed networks play their mode; else they draw actions."""
+    common_starts: Literal["none", "pair", "all"] = "pair"
+    """Who shares initial states (and the noise of drawn actions): the two of a mirrored pair, all networks, or none.
+    Unbiased in all cases; several episodes in a row share only the first one's start."""
+
+    @model_validator(mode="after")
+    def _search(self) -> EvolutionConfig:
+        if any(schedule.bounds[0] <= 0 for schedule in self.sigma):
+            raise ValueError("sigma must be above 0")
+        low, high = self.sigma_bounds
+        if not low < high:
+            raise ValueError(f"sigma_bounds must be (low, high) with low below high, not {self.sigma_bounds}")
+        if self.learn_sigma and any(s.kind != "constant" or not low <= s.start <= high for s in self.sigma):
+            raise ValueError("with learn_sigma, sigma is where it starts: a number within sigma_bounds")
+        return self
+
+    @property
+    def estimator(self) -> str:
+        """The estimator that this agent is, in a few words."""
+        kind = "PGPE" if self.learn_sigma else "evolution strategies"
+        return f"{kind} ({'mirrored, ' if self.mirrored else ''}{self.shaping.replace('_', ' ')})"
+
+    @property
+    def declared_bias(self) -> str:
+        """Where the estimate is biased for the smoothed objective; empty where it is not."""
+        return {
+            "returns": "",
+            "standardized": "scaled by the sample's standard deviation",
+            "centered_ranks": "climbs ranks among the sample, not returns",
+        }[self.shaping]
+
+
+class TargetConfig(Strict):
+    """What V learns."""
+
+    name: Literal["monte_carlo", "n_step", "gae"] = "gae"
+    """gae: TD(lambda); n_step: n rewards, then V; monte_carlo: the segment's rewards, then V."""
+    n: Positive = 5
+    """n_step: number of rewards."""
+    lam: Swept = [Schedule(start=0.95)]
+    """gae: lambda in [0, 1]; a list sweeps it."""
+
+
+class BpttConfig(Strict):
+    """Differentiates the return of short segments through a differentiable environment, with a learned V of where they
+    stop: the short-horizon actor-critic (SHAC, Xu et al. 2022)."""
+
+    name: Literal["bptt"] = "bptt"
+    horizon: Positive = 32
+    """Steps of a segment; one segment of every environment is one update."""
+    at_mode: bool = False
+    """Play the distribution's mode rather than a draw: the policy is deterministic, and log_std is not learned."""
+    terminal_value: bool = True
+    """Add gamma^h V of where the segment (or before it, at its time limit, the episode) stops. Without, rewards past the
+    segment do not exist: with segments as long as episodes, plain backpropagation through time."""
+    returns: TargetConfig = TargetConfig()
+    """How a segment's rewards become the values that V learns."""
+    value: ValueConfig = ValueConfig()
+    """The value network."""
+    value_epochs: Positive = 16
+    """Passes of V over a segment's rows."""
+    value_minibatches: Positive = 4
+    """Parts of each pass, one step of V each."""
+    target_rate: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """After each update the target network, which gives V of where segments stop, moves this fraction towards V; 1: no
+    target network."""
+    allow_termination: bool = False
+    """Serve environments whose episodes terminate, as if when they do did not depend on the actions: declared biased."""
+
+    @property
+    def estimator(self) -> str:
+        """The estimator that this agent is, in a few words."""
+        end = " and V" if self.terminal_value else ""
+        return f"pathwise through {self.horizon} steps{end}{' at the mode' if self.at_mode else ''}"
+
+    @property
+    def declared_bias(self) -> str:
+        """Where the estimate is biased for the gradient of the return; empty where it is not."""
+        known = "V is learned" if self.terminal_value else "rewards past the segment are left out"
+        return f"{known}; terminations are taken as given" if self.allow_termination else known
+
+
+AGENTS = ("on_policy", "actor_critic", "evolution", "bptt")
+
+
 def _named_agent(value: Any) -> Any:
     """A name alone, or settings without a name (then on_policy), as a mapping with a name."""
     if isinstance(value, str):
         value = {"name": value}
     if isinstance(value, dict):
         value = {"name": "on_policy", **value}
-        if value["name"] not in ("on_policy", "actor_critic"):
-            raise ValueError(str(unknown("agent", value["name"], ("on_policy", "actor_critic"))))
+        if value["name"] not in AGENTS:
+            raise ValueError(str(unknown("agent", value["name"], AGENTS)))
     return value
 
 
-AgentField = Annotated[OnPolicyConfig | ActorCriticConfig, Field(discriminator="name"), BeforeValidator(_named_agent)]
+AgentField = Annotated[
+    OnPolicyConfig | ActorCriticConfig | EvolutionConfig | BpttConfig,
+    Field(discriminator="name"),
+    BeforeValidator(_named_agent),
+]
 
 
 class EvaluationConfig(Strict):
@@ -271,7 +388,7 @@ class Config(Strict):
     baseline: BaselineField = BASELINES.build("none")
     """What is subtracted from the value, for estimators that use one."""
     agent: AgentField = OnPolicyConfig()
-    """on_policy or actor_critic, with its settings."""
+    """on_policy, actor_critic, evolution or bptt, with its settings."""
     policy: PolicyConfig = PolicyConfig()
     """The policy network and distribution."""
     seeds: int | list[int] = 8
@@ -322,7 +439,7 @@ class Config(Strict):
         _within("discount", self.discount, 0, 1)
         _within("learning_rate", self.learning_rate, 0, math.inf)
         _within("entropy_weight", self.entropy_weight, 0, math.inf)
-        if isinstance(self.agent, OnPolicyConfig):
+        if isinstance(self.agent, OnPolicyConfig | BpttConfig):
             _within("agent.returns.lam", self.agent.returns.lam, 0, 1)
             if self.agent.returns.name == "v_trace" and self.agent.normalize_advantages:
                 raise ValueError("agent.normalize_advantages is not for v_trace returns: set it to false")

@@ -135,7 +135,7 @@ class OfTensors(Executor, ABC):
         from pglab.environments.torch_native import TorchEnvironment
 
         length = len(action_noise)
-        if not isinstance(env, TorchEnvironment) or reset_noise is None:
+        if not isinstance(env, TorchEnvironment):
             return super().block(agent, env, position, action_noise, reset_noise, recorder)
         made = self._made
         if made is None or made[0] is not agent or made[1] is not env or made[2] != length:
@@ -143,6 +143,8 @@ class OfTensors(Executor, ABC):
         *_, play, size = made
         parts = []
         with torch.no_grad():
+            if reset_noise is None:  # all episodes begin from one state
+                reset_noise = action_noise.new_zeros(length, env.num_members, env.num_envs, 0)
             starts, obs = env.starts(reset_noise), position.obs
             for t in range(0, length, size):
                 now = slice(t, t + size)
@@ -239,13 +241,17 @@ def pick_executor(name: ExecutorName, device: torch.device, env: Environment, co
 
     Raises:
         PglabError: `compile` or `cudagraph` where the environment is not torch-native, `compile` without a C++ compiler,
-            `cudagraph` without a GPU or with an observation normaliser.
+            `cudagraph` without a GPU or with an observation normaliser; both with a Beta policy.
     """
     from pglab.environments.torch_native import TorchEnvironment
 
     native, normalised = isinstance(env, TorchEnvironment), config.preprocessing.normalize_observations
     if name in ("auto", "eager"):
         return Eager()
+    if config.policy.distribution == "beta":
+        raise PglabError(
+            f"executor {name!r} cannot draw from policy.distribution 'beta', which scipy does: choose eager."
+        )
     if not native:
         raise PglabError(f"executor {name!r} needs a torch-native environment, not {env.spec.id}: choose eager.")
     if name == "cudagraph":

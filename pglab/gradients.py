@@ -7,13 +7,17 @@ in one backward pass. A measurement uses these very functions, so no variance ca
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from pglab.distributions import Distribution
 from pglab.errors import PglabError
 from pglab.estimators.base import Draw, Estimator, Signal, State
-from pglab.networks import Parameters
+from pglab.networks import Parameters, Recorded, by_member, by_row
+from pglab.policy import Policy
 
 
 def check_shapes(distribution: Distribution, draw: Draw, signal: Signal) -> None:
@@ -44,7 +48,11 @@ def check_shapes(distribution: Distribution, draw: Draw, signal: Signal) -> None
 
 
 def check_needs(estimator: Estimator, distribution: Distribution, draw: Draw, signal: Signal) -> None:
-    """PglabError when draw or signal lack what the estimator declares it needs."""
+    """PglabError when the estimator does not serve the family, or draw or signal lack what it declares it needs."""
+    if not estimator.serves(type(distribution)):
+        raise PglabError(
+            f"Estimator {estimator.name!r} does not serve {type(distribution).__name__}, only {estimator.served()}."
+        )
     if "value" in estimator.needs and signal.value is None:
         raise PglabError(f"Estimator {estimator.name!r} needs signal.value, f of the drawn action.")
     if any(need.startswith("critic") for need in estimator.needs) and signal.critic is None:
@@ -130,3 +138,110 @@ def push(parameters: Parameters, distribution: Distribution, grads: list[Tensor]
             heads.append(head)
             seeds.append(grad * -weight.reshape(*weight.shape, *([1] * distribution.event_ndim)))
     parameters.backward(heads, seeds)
+
+
+@dataclass(frozen=True)
+class RowGradients:
+    """The gradients of all rows `[T, P, N]` at the network's parameters, weight x cotangent pushed through it row by row,
+    for *ascent*.
+
+    No row's gradient is ever written out, which would take T x P x N x n numbers. A layer's weights have the outer product
+    of its input and its delta (the gradient at its output); a bias has the delta; parameters outside of layers (log_std)
+    have numbers of their own. Sums over a column's rows, products with a vector and norms are made from these factors.
+    """
+
+    parameters: Parameters
+    inputs: list[Tensor]  # [P*N, T, I] of every layer
+    deltas: list[Tensor]  # [P*N, T, O] of every layer
+    extra: dict[str, Tensor]  # [P*N, T, D] by name
+    columns: int  # N
+
+    def column_sums(self) -> Tensor:
+        """`[P, N, n]`: each column's sum over its rows, as the parameters lie in `Parameters.flat`."""
+        parts = dict(self.extra)
+        for i, (x, delta) in enumerate(zip(self.inputs, self.deltas, strict=True)):
+            parts[f"weight{i}"], parts[f"bias{i}"] = x.mT @ delta, delta
+        for name in [*self.extra, *(f"bias{i}" for i in range(len(self.deltas)))]:
+            parts[name] = parts[name].sum(1)
+        flat = torch.cat([parts[name].flatten(1) for name in self.parameters.shapes], 1)  # [P*N, n]
+        return flat.view(-1, self.columns, flat.shape[1])
+
+    def along(self, vectors: Tensor) -> Tensor:
+        """`[T, P, N]`: every row's product with its column's vector, `[P, N, n]`."""
+        sizes = [math.prod(shape) for shape in self.parameters.shapes.values()]
+        split = dict(zip(self.parameters.shapes, vectors.flatten(0, 1).split(sizes, 1), strict=True))  # [P*N, size]
+        found = self.inputs[0].new_zeros(self.inputs[0].shape[:2])  # [P*N, T]
+        for name, x in self.extra.items():
+            found = found + (x @ split[name].unsqueeze(2)).squeeze(2)
+        for i, (x, delta) in enumerate(zip(self.inputs, self.deltas, strict=True)):
+            weight = split[f"weight{i}"].view(len(x), x.shape[2], delta.shape[2])
+            found = found + ((torch.bmm(x, weight) + split[f"bias{i}"].unsqueeze(1)) * delta).sum(2)
+        return self._by_row(found)
+
+    def squared_norms(self) -> Tensor:
+        """`[T, P, N]`: every row's squared norm."""
+        found = self.inputs[0].new_zeros(self.inputs[0].shape[:2])  # [P*N, T]
+        for x in self.extra.values():
+            found = found + x.square().sum(2)
+        for x, delta in zip(self.inputs, self.deltas, strict=True):
+            found = found + (x.square().sum(2) + 1) * delta.square().sum(2)
+        return self._by_row(found)
+
+    def _by_row(self, x: Tensor) -> Tensor:
+        return x.view(-1, self.columns, x.shape[1]).permute(2, 0, 1)  # [P*N, T] to [T, P, N]
+
+
+def row_gradients(
+    policy: Policy,
+    parameters: Parameters,
+    obs: Tensor,
+    grads: list[Tensor],
+    weight: Tensor,
+    action_mask: Tensor | None = None,
+    recorded: Recorded | None = None,
+) -> RowGradients:
+    """What `push` sums over all of a member's rows, kept apart by row.
+
+    obs: `[T, P, N, O]` as the network sees them. grads: the cotangents of `cotangents`, one per name in the distribution's
+    parameters, `[T, P, N, ...]`. weight: `[T, P, N]`, as `push` takes it: everything that training multiplies a row by,
+    its mask, gamma^t and one over the number of rows; the columns' sums add up to minus the gradient that `push` leaves.
+    recorded: the network's pass over `obs`, used where it still holds.
+
+    One backward pass of the deltas; it holds as much as the network's own backward pass does, and `column_sums` P x N x n.
+    """
+    network = policy.network
+    t, p, n = weight.shape
+    weights = [parameters.views[name].detach() for name in network.layer_names]
+    with torch.no_grad():
+        x = by_member(obs)  # [P, T*N, O]
+        if recorded is not None and recorded.holds(parameters):
+            kept, output = recorded.hidden, recorded.output
+        else:
+            kept, output = network.run(weights, x)
+    with torch.enable_grad():
+        h = by_row(output.detach(), weight.shape).contiguous().requires_grad_()  # [T, P, N, outputs]
+        # One copy for every row of what all rows share, so that each row has a gradient of its own.
+        own = {
+            name: view.detach().expand(t, p, n, view.shape[-1]).clone().requires_grad_()
+            for name, view in parameters.views.items()
+            if name not in network.layer_names
+        }
+        distribution = policy.parameterized(own, h, action_mask)
+        heads, seeds = [], []
+        for name, grad in zip(distribution.parameters, grads, strict=True):
+            head = getattr(distribution, name)
+            if head.requires_grad:
+                heads.append(head)
+                seeds.append(grad * weight.reshape(*weight.shape, *([1] * distribution.event_ndim)))
+        leaves = [h, *own.values()]
+        found = torch.autograd.grad(heads, leaves, seeds, allow_unused=True)
+    first, *rest = [torch.zeros_like(v) if g is None else g for g, v in zip(found, leaves, strict=True)]
+    with torch.no_grad():
+        inputs, deltas = network.factors(weights, x, kept, by_member(first))
+
+    def by_column(y: Tensor) -> Tensor:
+        """`[P, T*N, X]` as `[P*N, T, X]`."""
+        return y.view(p, t, n, -1).transpose(1, 2).reshape(p * n, t, -1)
+
+    extra = {name: by_column(by_member(g)) for name, g in zip(own, rest, strict=True)}
+    return RowGradients(parameters, [by_column(y) for y in inputs], [by_column(y) for y in deltas], extra, n)

@@ -200,6 +200,17 @@ class MLP:
             found[0] = g
         return found
 
+    def factors(
+        self, weights: Sequence[Tensor], x: Tensor, kept: Sequence[Tensor], cotangent: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Every layer's input `[P*C, B, I]` and delta `[P*C, B, O]`, the gradient at its output before the activation for
+        `cotangent` at the last: row by row the factors of the weights' gradients."""
+        deltas = [cotangent]
+        for i in range(len(self.sizes) - 2, 0, -1):
+            g = torch.bmm(deltas[-1], weights[2 * i].transpose(1, 2))
+            deltas.append(_through(self.activation, g, kept[i - 1]))
+        return [x, *(self._hidden(h) for h in kept)], deltas[::-1]
+
     def pull_in_parts(
         self, weights: Sequence[Tensor], x: Tensor, kept: Sequence[Tensor], cotangent: Tensor, wanted: Sequence[bool]
     ) -> list[Tensor | None]:

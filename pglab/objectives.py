@@ -205,6 +205,7 @@ class Problem:
             critic=self.critic,
             action=draw.action,
             scores=lambda: self._scores(d, draw, signal),
+            whole_episodes=True,  # of one step each
         )
 
     def _block(self, noise: Noise, counter: int, s: int) -> list[Tensor]:
@@ -284,6 +285,7 @@ def without_rows(distribution: Distribution) -> tuple[Distribution, bool]:
         raise PglabError(f"{type(distribution).__name__} of a plain objective wants {allowed}; given: {given}.")
     if not first.is_floating_point():
         raise PglabError(f"{type(distribution).__name__} wants floating-point parameters, not {first.dtype}.")
+    distribution.check()
     return distribution, squeezed
 
 
@@ -297,11 +299,11 @@ def _built(registry: Any, given: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _check(estimator: Estimator, baseline: Baseline, distribution: Distribution, draws: int) -> None:
-    kind, name = distribution.kind, type(distribution).__name__
-    if kind not in estimator.kinds:
-        fits = ", ".join(n for n in ESTIMATORS.names() if kind in ESTIMATORS.get(n).kinds)
+    family = type(distribution)
+    if not estimator.serves(family):
+        fits = ", ".join(n for n in ESTIMATORS.names() if ESTIMATORS.get(n).serves(family))
         raise PglabError(
-            f"Estimator {estimator.name!r} does not serve {name} ({kind}; only {', '.join(sorted(estimator.kinds))}): "
+            f"Estimator {estimator.name!r} does not serve {family.__name__} ({family.kind}; only {estimator.served()}): "
             f"choose one of {fits}."
         )
     if draws < 1:
@@ -311,9 +313,9 @@ def _check(estimator: Estimator, baseline: Baseline, distribution: Distribution,
         raise PglabError(f"Estimator {estimator.name!r} uses no baseline: choose none, or an estimator of {users}.")
     if "v" in baseline.needs:
         raise PglabError(f"Baseline {baseline.name!r} needs a learned V(s), and a plain objective has no states.")
-    if baseline.couples_rows and draws < 2:
+    if baseline.couples and draws < 2:
         raise PglabError(f"Baseline {baseline.name!r} compares the draws of one estimate: draws must be at least 2.")
-    if baseline.per_parameter and not estimator.linear:
+    if "scores" in baseline.needs and not estimator.linear:
         raise PglabError(
             f"Baseline {baseline.name!r} needs an estimate that is linear in the value, which {estimator.name!r} is not: "
             f"choose one of {', '.join(n for n in ESTIMATORS.names() if ESTIMATORS.get(n).linear)}."

@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from pglab.distributions import Bernoulli, Categorical, Distribution, Gaussian, SquashedGaussian
+from pglab.distributions import Bernoulli, Beta, Categorical, Distribution, Gaussian, SquashedGaussian
+from pglab.distributions.beta import on_interval
 from pglab.environments.contract import ActionSpec
 from pglab.errors import PglabError
 from pglab.networks import MLP, Activation, Parameters, Recorded, by_member, by_row
@@ -19,8 +21,18 @@ from pglab.registry import Strict
 FAMILIES = {
     "discrete": ("categorical", "bernoulli"),
     "binary": ("bernoulli",),
-    "continuous": ("gaussian", "squashed_gaussian"),
+    "continuous": ("gaussian", "squashed_gaussian", "beta"),
 }
+"""Families that fit a kind of action."""
+CLASSES: dict[str, type[Distribution]] = {
+    "bernoulli": Bernoulli,
+    "beta": Beta,
+    "categorical": Categorical,
+    "gaussian": Gaussian,
+    "squashed_gaussian": SquashedGaussian,
+}
+BOUNDED = ("squashed_gaussian", "beta")
+"""Families whose executed actions stay in (-1, 1), which environments map to their bounds."""
 
 
 class PolicyConfig(Strict):
@@ -30,10 +42,10 @@ class PolicyConfig(Strict):
     """Sizes of the hidden layers."""
     activation: Activation = "tanh"
     """tanh, relu, elu or silu."""
-    distribution: Literal["auto", "categorical", "bernoulli", "gaussian", "squashed_gaussian"] = "auto"
+    distribution: Literal["auto", "categorical", "bernoulli", "gaussian", "squashed_gaussian", "beta"] = "auto"
     """auto: categorical for Discrete and MultiDiscrete, bernoulli for MultiBinary, and for Box gaussian on-policy
     (actions clipped to the bounds by the environment's adapter) but squashed_gaussian in the actor-critic agent.
-    bernoulli also serves Discrete(2)."""
+    bernoulli also serves Discrete(2), and beta a bounded Box: its parameters are 1 + softplus of the network's outputs."""
     log_std: float = 0.0
     """Initial log standard deviation (Gaussian families)."""
     state_dependent_std: bool = False
@@ -73,14 +85,15 @@ class Policy:
                 f"policy.distribution {family!r} does not fit {action.kind} actions with sizes {list(action.sizes)}: "
                 f"choose {' or '.join(allowed)}."
             )
-        if family == "squashed_gaussian" and not action.bounded:
-            raise PglabError("policy.distribution 'squashed_gaussian' needs a bounded action space: choose gaussian.")
+        if family in BOUNDED and not action.bounded:
+            raise PglabError(f"policy.distribution {family!r} needs a bounded action space: choose gaussian.")
         self.family = family
         d = action.factors
         self.outputs = d * action.categories if family == "categorical" else d
         self.gaussian = family in ("gaussian", "squashed_gaussian")
         self.std_from_network = self.gaussian and config.state_dependent_std
-        sizes = (observation_size, *config.hidden, self.outputs * (2 if self.std_from_network else 1))
+        heads = 2 if self.std_from_network or family == "beta" else 1
+        sizes = (observation_size, *config.hidden, self.outputs * heads)
         self.network = MLP(sizes, config.activation, config.output_gain, stream=0)
         self.padding = action.padding_mask()
 
@@ -116,6 +129,9 @@ class Policy:
             return Categorical(logits, mask)
         if self.family == "bernoulli":
             return Bernoulli(self._bounded(h))
+        if self.family == "beta":
+            shape = 1 + F.softplus(h)
+            return Beta(shape[..., :d], shape[..., d:], -1.0, 1.0)
         mean = h[..., :d] * self.config.mean_scale
         low, high = self.config.log_std_bounds
         if self.std_from_network:
@@ -132,7 +148,9 @@ class Policy:
         return h if c is None else c * torch.tanh(h / c)
 
     def executed(self, action: Tensor) -> Tensor:
-        """A drawn action as it is executed, whatever the state: tanh for the squashed family."""
+        """A drawn action as it is executed, whatever the state: tanh for the squashed family, 2 z - 1 for beta."""
+        if self.family == "beta":
+            return on_interval(action, -1.0, 1.0)
         return torch.tanh(action) if self.family == "squashed_gaussian" else action
 
     def present(self, executed: Tensor) -> Tensor:
@@ -143,6 +161,8 @@ class Policy:
 
     def describe(self) -> str:
         """One line for the log: the family, and how bounds are kept."""
+        if self.family == "beta":
+            return "beta, actions within the bounds"
         if not self.gaussian:
             return f"{self.family}, {self.action.factors} factor(s)"
         if not self.action.bounded:

@@ -22,6 +22,8 @@ SWEPT_PATHS = (
     "agent.returns.lam",
     "agent.value.learning_rate",
     "agent.critic.learning_rate",
+    "agent.sigma",
+    "agent.sigma_learning_rate",
 )
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from pglab import checkpoint
-from pglab.agents import ActorCriticAgent, Agent, OnPolicyAgent
+from pglab.agents import ActorCriticAgent, Agent, EvolutionAgent, OnPolicyAgent, make_agent
 from pglab.capabilities import check_fit
-from pglab.config import ActorCriticConfig, Config
+from pglab.config import Config
 from pglab.devices import keep_memory, pick_device, pick_threads
 from pglab.environments import make_environment
 from pglab.environments.contract import Environment
@@ -74,8 +74,7 @@ class Trainer:
         self.env = self.environment(members, config.env.num_envs)
         self.eval_env: Environment | None = None
         check_fit(config, self.env.spec)
-        kind = ActorCriticAgent if isinstance(config.agent, ActorCriticConfig) else OnPolicyAgent
-        self.agent: Agent = kind(config, self.env.spec, self.population, config.env.num_envs)
+        self.agent: Agent = make_agent(config, self.env.spec, self.population, config.env.num_envs)
         rows = self.agent.rows_per_update * members
         self.threads = threads = pick_threads(config.threads, rows, self.device)
         torch.set_num_threads(threads)
@@ -248,7 +247,9 @@ class Trainer:
 
     def _count(self, rollout: Any) -> None:
         self.steps += rollout.valid.sum((0, 2)).cpu().numpy()
-        whole = isinstance(self.agent, OnPolicyAgent) and self.agent.settings.collect == "episodes"
+        whole = isinstance(self.agent, EvolutionAgent) or (
+            isinstance(self.agent, OnPolicyAgent) and self.agent.settings.collect == "episodes"
+        )
         # Whole episodes start and end within the batch.
         running = torch.zeros_like(rollout.reward[0]) if whole else self.running
         total, length, count, running = episode_sums(rollout, running)

@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pglab.distributions import Bernoulli, Categorical, Distribution, Gaussian, SquashedGaussian
+from pglab.distributions import Bernoulli, Beta, Categorical, Distribution, Gaussian, SquashedGaussian
 from pglab.estimators import ESTIMATORS, Draw, Estimator, Signal
 from pglab.noise import Noise
 from pglab.trees import as_dtype
@@ -29,14 +29,20 @@ FAMILIES = {
     "bernoulli": "binary",
     "gaussian": "continuous",
     "squashed_gaussian": "continuous",
+    "beta": "continuous",
+}
+CLASSES: dict[str, type[Distribution]] = {
+    "categorical": Categorical,
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+    "squashed_gaussian": SquashedGaussian,
+    "beta": Beta,
 }
 
 
 def pairs(*names: str) -> list[tuple[str, str]]:
     """Every (registered estimator, family that it serves)."""
-    return [
-        (n, f) for n in names or ESTIMATORS.names() for f, kind in FAMILIES.items() if kind in ESTIMATORS.get(n).kinds
-    ]
+    return [(n, f) for n in names or ESTIMATORS.names() for f, cls in CLASSES.items() if ESTIMATORS.get(n).serves(cls)]
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -66,6 +72,10 @@ def make(
         return Categorical(normal(*rows, d, k, key=key), mask)
     if family == "bernoulli":
         return Bernoulli(normal(*rows, d, key=key))
+    if family == "beta":
+        return Beta(
+            torch.exp(0.3 * normal(*rows, d, key=key) + 0.5), torch.exp(0.3 * normal(*rows, d, key=key + 1) + 0.7)
+        )
     cls = Gaussian if family == "gaussian" else SquashedGaussian
     return cls(normal(*rows, d, key=key), 0.3 * normal(*rows, d, key=key + 1) - 0.5)
 

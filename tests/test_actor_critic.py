@@ -48,6 +48,16 @@ def agent_after(config: dict[str, Any], rounds: int = 30) -> ActorCriticAgent:
     return trainer.agent
 
 
+def test_soft_actor_critic_with_a_beta_policy_keeps_its_actions_within_the_bounds():
+    agent = agent_after(merge(PENDULUM, {"policy": {"distribution": "beta"}, "agent": {"auto_entropy": True}}))
+    actions = agent.replay.sample(torch.rand(2, 50)).action
+    assert float(actions.abs().max()) < 1
+    assert float(actions.std()) > 0.2
+    assert bool(torch.isfinite(agent.policy_parameters.flat).all())
+    start = Trainer(Config.read(merge(PENDULUM, {"policy": {"distribution": "beta"}}))).agent.policy_parameters.flat
+    assert not torch.equal(agent.policy_parameters.flat, start)
+
+
 def plain_q(
     agent: ActorCriticAgent, views: dict[str, Tensor], member: int, copy: int, obs: Tensor, action: Tensor
 ) -> Tensor:

@@ -122,7 +122,7 @@ def test_rows_do_not_leak_into_each_other(name, family):
     j = (1, 2, 0)
     moved = [getattr(d, p).clone() for p in d.parameters]
     for x in moved:
-        x[j] += 0.37
+        x[j] += torch.linspace(1.9, 2.9, x[j].numel()).reshape(x[j].shape)  # not a constant: no softmax sees one
     after, value_after = cotangents(estimator, with_parameters(d, moved), draw, signal, state)
     others = torch.ones(rows, dtype=torch.bool)
     others[j] = False
@@ -152,6 +152,7 @@ SPECS = {
     "bernoulli": ActionSpec("binary", (2, 2)),
     "gaussian": ActionSpec("continuous", (1, 1)),
     "squashed_gaussian": ActionSpec("continuous", (1, 1), low=normal(2).numpy(), high=normal(2).numpy()),
+    "beta": ActionSpec("continuous", (1, 1), low=normal(2).numpy(), high=normal(2).numpy()),
 }
 
 
@@ -217,6 +218,15 @@ def test_entropy_term_is_the_weighted_closed_form_gradient():
     d, (by_mean, by_log_std) = entropy_part("gaussian", w)
     torch.testing.assert_close(by_mean, torch.zeros_like(by_mean))
     torch.testing.assert_close(by_log_std, w[..., None].expand_as(by_log_std))
+
+
+def test_entropy_term_of_beta_by_the_trigamma_function():
+    w = torch.tensor([[0.1], [0.5], [2.0]], dtype=torch.float64)
+    d, (by_alpha, by_beta) = entropy_part("beta", w)
+    a, b = d.alpha, d.beta
+    one, two, both = (torch.special.polygamma(1, x) for x in (a, b, a + b))
+    torch.testing.assert_close(by_alpha, w[..., None] * ((a + b - 2) * both - (a - 1) * one))
+    torch.testing.assert_close(by_beta, w[..., None] * ((a + b - 2) * both - (b - 1) * two))
 
 
 def test_entropy_term_of_the_squashed_gaussian_by_hand():

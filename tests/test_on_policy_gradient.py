@@ -25,7 +25,7 @@ BASE = {
 }
 
 
-@pytest.mark.parametrize("distribution", ["gaussian", "squashed_gaussian"])
+@pytest.mark.parametrize("distribution", ["gaussian", "squashed_gaussian", "beta"])
 @pytest.mark.parametrize("agent", [{"epochs": 2}, {"minibatches": 2}, {"epochs": 2, "minibatches": 3}], ids=str)
 @pytest.mark.parametrize("entropy_weight", [0.0, 0.01])
 def test_epochs_and_minibatches_serve_every_continuous_family(tmp_path: Path, distribution, agent, entropy_weight):

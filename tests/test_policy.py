@@ -8,7 +8,7 @@ import torch
 from spine import normal
 from torch.nn.functional import one_hot
 
-from pglab.distributions import Bernoulli, Categorical, Gaussian, SquashedGaussian
+from pglab.distributions import Bernoulli, Beta, Categorical, Gaussian, SquashedGaussian
 from pglab.environments.contract import ActionSpec
 from pglab.errors import PglabError
 from pglab.noise import Noise
@@ -131,10 +131,23 @@ def test_a_bernoulli_policy_presents_the_one_hot_of_two_actions():
 
 
 def test_executed_is_the_distributions():
-    for family in ("gaussian", "squashed_gaussian"):
+    for family in ("gaussian", "squashed_gaussian", "beta"):
         policy, parameters = build(BOUNDED, distribution=family)
         d = policy.distribution(parameters, OBS)
         torch.testing.assert_close(policy.executed(OBS), d.executed(OBS))
+
+
+def test_a_beta_policy_has_parameters_above_1_and_acts_within_minus_1_and_1():
+    policy, parameters = build(BOUNDED, distribution="beta")
+    d = policy.distribution(parameters, 100 * OBS)
+    assert type(d) is Beta
+    assert d.batch_shape == (5, 3, 2)
+    assert float(torch.cat([d.alpha, d.beta]).detach().min()) >= 1
+    assert len(d.alpha.unique()) > 3
+    assert len(d.beta.unique()) > 3
+    z = torch.tensor([0.0, 0.5, 1.0])
+    assert torch.equal(d.executed(z), 2 * z - 1)
+    assert policy.describe() == "beta, actions within the bounds"
 
 
 @pytest.mark.parametrize(
@@ -146,6 +159,8 @@ def test_executed_is_the_distributions():
         (BINARY, "categorical"),
         (BOUNDED, "categorical"),
         (UNBOUNDED, "squashed_gaussian"),
+        (UNBOUNDED, "beta"),
+        (DISCRETE, "beta"),
     ],
 )
 def test_families_that_do_not_fit_are_refused(action, family):

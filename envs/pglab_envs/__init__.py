@@ -1,19 +1,25 @@
-"""Gymnasium's classic control as batched, differentiable PyTorch functions that are also gymnasium vector environments.
+"""Environments as batched PyTorch functions that are also gymnasium vector environments.
 
-Importing this package registers `pglab/Acrobot-v1`, `pglab/CartPole-v1`, `pglab/MountainCar-v0`,
-`pglab/MountainCarContinuous-v0` and `pglab/Pendulum-v1`, so that
+Importing this package registers two kinds of ids. Gymnasium's classic control: `pglab/Acrobot-v1`, `pglab/CartPole-v1`,
+`pglab/MountainCar-v0`, `pglab/MountainCarContinuous-v0` and `pglab/Pendulum-v1`, so that
 
     import gymnasium, pglab_envs
     envs = gymnasium.make_vec("pglab/CartPole-v1", num_envs=4)
 
 gives an ordinary `gymnasium.vector.VectorEnv` (numpy in, numpy out) that can take the place of gymnasium's own
-environment in a `SyncVectorEnv`: the same seeds give the same episodes. The classes (`Acrobot`, `CartPole`,
-`MountainCar`, `MountainCarContinuous`, `Pendulum`) hold the dynamics as functions of tensors, and the dict `TORCH_ENVS`
-finds a class by its id, with or without `pglab/`. Torch is imported when one of these names is first used.
+environment in a `SyncVectorEnv`: the same seeds give the same episodes. And objectives E[f(z)] as environments of one
+step, z being the action and f(z) its reward: `pglab/BinaryQuadratic-v0`, `pglab/Cosine-v0`, `pglab/NormBandit-v0`,
+`pglab/PolynomialProgram-v0`, `pglab/Quadratic-v0`, `pglab/SharedLogit-v0` (of three steps) and `pglab/SimplexProgram-v0`.
+They take arguments, `gymnasium.make_vec("pglab/BinaryQuadratic-v0", num_envs=4, D=10)`, have `objective` (f itself) and
+`exact_gradient`, and `gymnasium.make` gives single ones.
+
+The classes (`CartPole`, `Quadratic`, ...) hold the dynamics as functions of tensors, and the dict `TORCH_ENVS` finds a
+class by its id, with or without `pglab/`. Torch is imported when one of these names is first used.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
     from pglab_envs.acrobot import Acrobot
     from pglab_envs.base import TorchVectorEnv
     from pglab_envs.cartpole import CartPole
+    from pglab_envs.continuous_toys import Cosine, NormBandit, Quadratic, random_fourier_features
+    from pglab_envs.discrete_toys import BinaryQuadratic, PolynomialProgram, SharedLogit, SimplexProgram
     from pglab_envs.mountain_car import MountainCar
     from pglab_envs.mountain_car_continuous import MountainCarContinuous
     from pglab_envs.pendulum import Pendulum
@@ -31,21 +39,37 @@ if TYPE_CHECKING:
 __all__ = [
     "TORCH_ENVS",
     "Acrobot",
+    "BinaryQuadratic",
     "CartPole",
+    "Cosine",
     "MountainCar",
     "MountainCarContinuous",
+    "NormBandit",
     "Pendulum",
+    "PolynomialProgram",
+    "Quadratic",
+    "SharedLogit",
+    "SimplexProgram",
     "TorchVectorEnv",
+    "random_fourier_features",
 ]
 
 _HOME = {
     "TORCH_ENVS": "registry",
     "Acrobot": "acrobot",
+    "BinaryQuadratic": "discrete_toys",
     "CartPole": "cartpole",
+    "Cosine": "continuous_toys",
     "MountainCar": "mountain_car",
     "MountainCarContinuous": "mountain_car_continuous",
+    "NormBandit": "continuous_toys",
     "Pendulum": "pendulum",
+    "PolynomialProgram": "discrete_toys",
+    "Quadratic": "continuous_toys",
+    "SharedLogit": "discrete_toys",
+    "SimplexProgram": "discrete_toys",
     "TorchVectorEnv": "base",
+    "random_fourier_features": "continuous_toys",
 }
 
 
@@ -60,16 +84,23 @@ def __dir__() -> list[str]:
 
 
 def refuse_single(**kwargs: Any) -> NoReturn:
-    """What `gymnasium.make` finds under the ids: these environments exist only as batches.
+    """What `gymnasium.make` finds under the ids of classic control: here it exists only as batches.
 
     Raises:
         gymnasium.error.Error: always, with what to write instead.
     """
     raise gymnasium.error.Error(
-        "the torch-native environments `pglab/...` are batched: write gymnasium.make_vec(id, num_envs=...) with the "
+        "the torch-native twins of gymnasium's environments are batched: write gymnasium.make_vec(id, num_envs=...) with the "
         "default vectorization mode, or gymnasium.make(id without 'pglab/') for gymnasium's own single environment "
         "with the same dynamics"
     )
+
+
+def single(name: str, **kwargs: Any) -> gymnasium.Env:
+    """What `gymnasium.make` finds under the other ids: one environment of the class of this name."""
+    from pglab_envs.single import Single
+
+    return Single(__getattr__(name), **kwargs)
 
 
 gymnasium.register(
@@ -106,3 +137,17 @@ gymnasium.register(
     vector_entry_point="pglab_envs.pendulum:Pendulum",
     max_episode_steps=200,
 )
+for _name in (
+    "BinaryQuadratic",
+    "Cosine",
+    "NormBandit",
+    "PolynomialProgram",
+    "Quadratic",
+    "SharedLogit",
+    "SimplexProgram",
+):
+    gymnasium.register(
+        id=f"pglab/{_name}-v0",
+        entry_point=partial(single, _name),
+        vector_entry_point=f"pglab_envs.{_HOME[_name]}:{_name}",
+    )

@@ -25,8 +25,8 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """Two interfaces to the same environment.
 
     *Of tensors*: `observe`, `initial_state` and `transition` take any leading batch shape, hold no state and draw no
-    random numbers, and run in the precision and on the device of their arguments. They may be called on the class. The
-    caller counts the steps and cuts episodes at `max_episode_steps`.
+    random numbers, and run in the precision and on the device of their arguments. Where there are no `options` they may
+    be called on the class. The caller counts the steps and cuts episodes at `max_episode_steps`.
 
     *Of gymnasium*: `reset` and `step` of `num_envs` environments, numpy in and out, which count, cut and reset episodes
     as `gymnasium.vector.SyncVectorEnv` does over `gymnasium.make`'s environments: the same three autoreset modes, the
@@ -54,8 +54,11 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     reset_noise_size: int  # uniforms that one initial state takes
     observation_size: int  # O
     differentiable: bool  # next state and reward have useful derivatives in the action
+    terminates: bool = True  # when episodes terminate depends on what is done in them
+    own_end: bool = False  # episodes terminate by the time limit of themselves, and are then not reported as truncated
     single_observation_space: spaces.Box
-    single_action_space: spaces.Discrete | spaces.Box
+    single_action_space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box
+    options: tuple[str, ...] = ()  # names of the arguments that the environment itself takes
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
 
@@ -108,7 +111,8 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
         Args:
             state: `[..., S]`.
-            action: `[...]` int64 where the action space is Discrete, `[..., A]` in the space's units where it is a Box.
+            action: `[...]` int64 where the action space is Discrete, `[..., A]` int64 where it is MultiDiscrete, `[..., A]`
+                of zeros and ones where it is MultiBinary, `[..., A]` in the space's units where it is a Box.
 
         Returns:
             The next state `[..., S]`, the reward `[...]`, and `[...]` bool, whether the episode terminated.
@@ -146,13 +150,14 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Step every environment.
 
         Args:
-            actions: `[N]` integers where the action space is Discrete; `[N, A]` numbers where it is a Box, which the
-                dynamics clip as gymnasium's do. The action of an environment that this step resets is not used.
+            actions: `[N]` integers where the action space is Discrete, `[N, A]` where it is MultiDiscrete or MultiBinary;
+                `[N, A]` numbers where it is a Box, which the dynamics clip as gymnasium's do. The action of an environment
+                that this step resets is not used.
 
         Returns:
             Observations `[N, O]` float32, rewards `[N]` float64, terminations `[N]` and truncations `[N]` bool, infos.
             An episode that terminates with the time limit's last step is also truncated, as gymnasium's `TimeLimit` has
-            it. With `SAME_STEP`, where episodes end, infos has `final_obs` (object array, None elsewhere) and
+            it, unless the environment has an end of its own (`own_end`). With `SAME_STEP`, where episodes end, infos has `final_obs` (object array, None elsewhere) and
             `final_info`, and masks of the same names with an underscore before.
 
         Raises:
@@ -174,6 +179,8 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         rewards = _on_host(reward, torch.float64)  # [N]
         terminations = _on_host(terminated, torch.bool)
         truncations = _on_host(self._elapsed >= self.max_episode_steps, torch.bool)
+        if self.own_end:
+            truncations &= ~terminations
         if resets.any():
             self._begin(resets)
             rewards[resets] = 0.0
@@ -301,18 +308,26 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         shape = (self.num_envs, *(space.shape or ()))
         if actions.shape != shape:
             raise ValueError(f"actions must be {shape}, got {actions.shape}")
-        if isinstance(space, spaces.Discrete):
+        if not isinstance(space, spaces.Box):
             if not np.issubdtype(actions.dtype, np.integer):
                 raise ValueError(f"actions must be integers, got {actions.dtype}")
-            low, high = space.start, space.start + space.n - 1
+            low, high = _range(space)
             if ((actions < low) | (actions > high)).any():
                 raise ValueError(f"actions must lie in {low}..{high}, got {actions.tolist()}")
-            return torch.from_numpy(actions.astype(np.int64)).to(self.device)  # [N]
+            dtype = self.dtype if isinstance(space, spaces.MultiBinary) else torch.int64
+            return torch.from_numpy(actions.astype(np.int64)).to(self.device, dtype)  # [N] or [N, A]
         if not np.issubdtype(actions.dtype, np.floating) and not np.issubdtype(actions.dtype, np.integer):
             raise ValueError(f"actions must be real numbers, got {actions.dtype}")
         if np.isnan(actions).any():
             raise ValueError(f"actions must not be NaN, got {actions.tolist()}")
         return torch.from_numpy(actions.astype(np.float64)).to(self.device, self.dtype)  # [N, A]
+
+
+def _range(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) -> tuple[Any, Any]:
+    """The first and the last index; of each factor where the space is MultiDiscrete."""
+    if isinstance(space, spaces.MultiBinary):
+        return 0, 1
+    return space.start, space.start + (space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1
 
 
 def _on_host(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:

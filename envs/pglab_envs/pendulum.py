@@ -43,6 +43,7 @@ class Pendulum(TorchVectorEnv):
     reset_noise_size = 2
     observation_size = 3
     differentiable = True
+    terminates = False
     single_observation_space = spaces.Box(-_HIGH, _HIGH, dtype=np.float32)
     single_action_space = spaces.Box(-MAX_TORQUE, MAX_TORQUE, shape=(1,), dtype=np.float32)
 

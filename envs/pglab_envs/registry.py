@@ -5,6 +5,8 @@ from __future__ import annotations
 from pglab_envs.acrobot import Acrobot
 from pglab_envs.base import TorchVectorEnv
 from pglab_envs.cartpole import CartPole
+from pglab_envs.continuous_toys import Cosine, NormBandit, Quadratic
+from pglab_envs.discrete_toys import BinaryQuadratic, PolynomialProgram, SharedLogit, SimplexProgram
 from pglab_envs.mountain_car import MountainCar
 from pglab_envs.mountain_car_continuous import MountainCarContinuous
 from pglab_envs.pendulum import Pendulum
@@ -12,6 +14,19 @@ from pglab_envs.pendulum import Pendulum
 # A plain dict: whoever writes another TorchVectorEnv adds it here under its id.
 TORCH_ENVS: dict[str, type[TorchVectorEnv]] = {
     name: env
-    for env in (Acrobot, CartPole, MountainCar, MountainCarContinuous, Pendulum)
+    for env in (
+        Acrobot,
+        BinaryQuadratic,
+        CartPole,
+        Cosine,
+        MountainCar,
+        MountainCarContinuous,
+        NormBandit,
+        Pendulum,
+        PolynomialProgram,
+        Quadratic,
+        SharedLogit,
+        SimplexProgram,
+    )
     for name in (env.id, env.id.removeprefix("pglab/"))
 }

@@ -18,7 +18,7 @@ from pglab.estimators import Draw, Signal
 from pglab.executors import Eager, Executor
 from pglab.networks import Parameters
 from pglab.optimizers import clip_by_member
-from pglab.policy import Policy
+from pglab.policy import CLASSES, Policy
 from pglab.population import Population
 from pglab.preprocessing import Preprocessor
 from pglab.rollout import Position, Rollout
@@ -57,7 +57,7 @@ class Agent(ABC):
         """Kind and shape of one action's noise."""
         family = self.policy.family
         d, k = self.policy.action.factors, self.policy.action.categories
-        return {"categorical": ("exponential", (d, k)), "bernoulli": ("uniform", (d,))}.get(family, ("normal", (d,)))
+        return CLASSES[family].noise_kind, ((d, k) if family == "categorical" else (d,))
 
     def act(self, obs: Tensor, action_mask: Tensor | None) -> Distribution:
         """The policy at raw observations `[P, N, O]`."""

@@ -9,19 +9,20 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from pglab.agents.base import Agent, Metrics
-from pglab.baselines import Batch, baselined
+from pglab.baselines import Batch, Scores, baselined
 from pglab.config import Config, OnPolicyConfig
 from pglab.critics import QCritic, blended
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.errors import PglabError
 from pglab.estimators import Critic, Draw, Signal
-from pglab.gradients import cotangents, entropy, push
+from pglab.gradients import RowGradients, cotangents, entropy, push, row_gradients
 from pglab.networks import MLP, Parameters, Recorded, Recorder, by_member, by_row
 from pglab.noise import Purpose
 from pglab.optimizers import clip_by_member
@@ -291,6 +292,8 @@ class OnPolicyAgent(Agent):
             prepared.noise,
         )
         push(self.policy_parameters, distribution, grads, prepared.weight)
+        if self.config.baseline.per_parameter:
+            self._subtract(prepared, signal)
         frozen = distribution.detach()
         if self.config.estimator.learns:
             self._used = (frozen, prepared.draw, signal, prepared.value_weight)
@@ -298,6 +301,37 @@ class OnPolicyAgent(Agent):
             "losses/policy_loss": lambda: -(value * prepared.weight).sum((0, 2)),
             "policy/entropy": lambda: (entropy(frozen, prepared.noise) * prepared.value_weight).sum((0, 2)),
         }
+
+    def _subtract(self, prepared: Prepared, signal: Signal) -> None:
+        """Take b x grad S(1) from `.grad`, for a baseline that is a coefficient b per parameter."""
+        b = self.config.baseline.coefficient(self.baseline_state)  # [P, n]
+        parameters = self.policy_parameters
+        if not b.shape[1] or parameters.grad is None or signal.value is None:
+            return  # before the first batch
+        values = parameters.grad.clone()
+        distribution = self.policy.distribution(parameters, prepared.obs, prepared.action_mask, prepared.recorded)
+        ones = replace(signal, value=torch.ones_like(signal.value))
+        grads, _ = cotangents(self.config.estimator, distribution, prepared.draw, ones, self.estimator_state())
+        push(parameters, distribution, grads, prepared.weight)
+        parameters.grad.copy_(torch.addcmul(values, b, parameters.grad, value=-1))
+
+    def scores(self, prepared: Prepared) -> Scores:
+        """The columns' gradients at the policy's parameters, which must still be those that acted: N times each column's
+        sum of weight x cotangent, so that the gradient is the columns' mean; before any baseline, without the entropy."""
+        policy, parameters, mask = self.policy, self.policy_parameters, prepared.action_mask
+        with torch.no_grad():
+            distribution = policy.distribution(parameters, prepared.obs, mask, prepared.recorded).detach()
+        critic = None if self.critic is None else self.q(prepared.obs)
+        weight = prepared.weight * self.num_envs
+
+        def rows(value: Tensor) -> RowGradients:
+            signal = Signal(value=value, critic=critic, obs=prepared.obs)
+            grads, _ = cotangents(self.config.estimator, distribution, prepared.draw, signal, self.estimator_state())
+            return row_gradients(policy, parameters, prepared.obs, grads, weight, mask, prepared.recorded)
+
+        value = rows(prepared.batch.value).column_sums()
+        ones = rows(torch.ones_like(prepared.batch.value))
+        return Scores(value, ones.column_sums(), lambda: (ones.along(value), ones.squared_norms()))
 
     def q(self, obs: Tensor) -> Critic:
         """Q at normalised observations `[T, P, N, O]`, of actions as a distribution gives them."""
@@ -360,9 +394,15 @@ class OnPolicyAgent(Agent):
 
     def update(self, env: Environment) -> tuple[Metrics, Rollout]:
         """Collect one batch and learn from it. Returns metrics `[P]` and the rollout."""
-        s = self.settings
+        s, baseline = self.settings, self.config.baseline
         rollout = self.collect(env, (self.updates,))
         prepared = self.prepare(rollout)
+        learned, found = self.learning(rollout.valid), None
+        if "scores" in baseline.needs:
+            # Scores are those of the policy that acted, before its parameters move. What is found now is used from the
+            # next batch on.
+            first = replace(prepared.batch, valid=learned, scores=partial(self.scores, prepared))
+            found = baseline.update(self.baseline_state, first)
         metrics: Metrics = {}
         for epoch in range(s.epochs):
             if epoch and s.returns.name == "v_trace":
@@ -375,10 +415,10 @@ class OnPolicyAgent(Agent):
                     metrics |= self.learn_critic(part)
                 if self.value_parameters is not None:
                     metrics |= self.learn_value(part)
-        learned = self.learning(rollout.valid)
-        batch = replace(prepared.batch, valid=learned)
-        self.baseline_state, info = self.config.baseline.update(self.baseline_state, batch)
-        metrics |= info
+        if found is None:
+            found = baseline.update(self.baseline_state, replace(prepared.batch, valid=learned))
+        self.baseline_state = found[0]
+        metrics |= found[1]
         self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, learned, self.hyper("discount"))
         self.updates += 1
         return metrics, rollout

@@ -25,7 +25,11 @@ BaselineState = dict[str, Any]
 @dataclass(frozen=True)
 class Scores:
     """Gradients of the columns of a batch, which are independent of one another: of the surrogate with the values as they
-    are and with the value 1, at the parameters that are trained (the distribution's on a plain objective), n of them."""
+    are and with the value 1, at the parameters that are trained (the distribution's on a plain objective), n of them.
+
+    A row's cotangent is multiplied by all that training multiplies it by (mask, gamma^t, one over the number of rows) and
+    by N, so that the batch's gradient is the mean of its columns'.
+    """
 
     value: Tensor
     """`[P, N, n]`: grad S(value) of each column, no baseline subtracted: sum over its rows of value x score."""
@@ -68,11 +72,13 @@ class Baseline(Part):
     """A baseline. Its options are its fields; what it learns is `state`, which it never stores."""
 
     couples_rows: ClassVar[bool] = False
-    """Whether one row's prediction reads other rows' values: then the unit of replication is the whole batch."""
-    needs: ClassVar[frozenset[Literal["v", "critic", "critic_gradient", "distribution", "action", "scores"]]] = (
-        frozenset()
-    )
-    """What it reads of a batch beside values, observations, masks and times."""
+    """Whether one row's prediction reads other rows' values, with the options' defaults: then the unit of replication is
+    the whole batch."""
+    needs: ClassVar[
+        frozenset[Literal["v", "critic", "critic_gradient", "distribution", "action", "scores", "time"]]
+    ] = frozenset()
+    """What it reads of a batch beside values, observations and masks; `time` where it is nothing without steps of
+    episodes."""
     unbiased: ClassVar[bool] = True
     """Whether subtracting it leaves the estimate's mean as it is."""
     bias: ClassVar[str] = ""
@@ -80,6 +86,8 @@ class Baseline(Part):
     per_parameter: ClassVar[bool] = False
     """Whether it is a coefficient b for every parameter: the estimate is grad S(value) - b * grad S(1), with b from
     `coefficient`, and `predict` gives None."""
+    per_factor: ClassVar[bool] = False
+    """Whether `predict` gives one number per action factor, which estimators say that they take."""
     scales: ClassVar[bool] = False
     """Whether `scale` divides the values."""
     adapts: ClassVar[bool] = False
@@ -87,6 +95,11 @@ class Baseline(Part):
     minimises: ClassVar[str] = ""
     """Which norm of the gradient it minimises the variance of, where it minimises one."""
     paper: ClassVar[str] = ""
+
+    @property
+    def couples(self) -> bool:
+        """Whether it couples rows with these options."""
+        return self.couples_rows
 
     def initial(self, members: int, device: Any) -> BaselineState:
         """The state before any batch, for `members` members."""

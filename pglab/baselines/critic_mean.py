@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from pglab.baselines.base import Baseline, BaselineState, Batch, register_baseline
-from pglab.distributions import Gaussian
 from pglab.estimators.enumeration import enumerated
 
 
 @register_baseline("critic_mean")
 class CriticMean(Baseline):
-    """E_a[Q(s, a)] under the current policy: enumerated for discrete actions; for Gaussians Q at the mode, its
-    first-order value. A function of the state alone, so unbiased."""
+    """E_a[Q(s, a)] under the current policy: enumerated for discrete actions; for continuous ones Q at the mode,
+    for Gaussians its first-order value. A function of the state alone, so unbiased."""
 
     needs = frozenset({"critic", "distribution"})
     paper = "Sutton et al. 2000"
@@ -22,7 +21,7 @@ class CriticMean(Baseline):
         assert batch.critic is not None
         assert batch.distribution is not None
         with torch.no_grad():
-            if isinstance(batch.distribution, Gaussian):
+            if batch.distribution.kind == "continuous":
                 return batch.critic(batch.distribution.executed(batch.distribution.mode()))
             values, log_prob = enumerated(batch.distribution, batch.critic)
             return (values * log_prob.exp()).sum(0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pglab.baselines.base import Baseline, BaselineState, Batch, register_baseline
+from pglab.baselines.by_time import by_columns, by_rows, comparable, fit, sums
 
 
 @register_baseline("leave_one_out")
@@ -29,41 +29,22 @@ class LeaveOneOut(Baseline):
         return {"by_time": torch.zeros(members, 0, device=device)}  # [P, longest time seen]
 
     def predict(self, state: BaselineState, batch: Batch) -> Tensor:
-        values, alive, at = _laid_out(batch)
-        total, count = _by_time(values, at, len(batch.value)), _by_time(alive, at, len(batch.value))
+        values, alive, at = self._rows(batch)
+        total, count = sums(values, at, len(batch.value)), sums(alive, at, len(batch.value))
         others = count.gather(1, at) - alive  # [P, T*N]
         mean = (total.gather(1, at) - values) / others.clamp_min(1)
-        earlier = _fit(state["by_time"], total.shape[1]).gather(1, at)
-        p, (t, _, n) = len(values), batch.value.shape
-        return torch.where(others > 0, mean, earlier).view(p, t, n).transpose(0, 1)
+        earlier = fit(state["by_time"], total.shape[1]).gather(1, at)
+        return by_rows(torch.where(others > 0, mean, earlier), batch.value.shape)
 
     def update(self, state: BaselineState, batch: Batch) -> tuple[BaselineState, dict[str, Tensor]]:
-        values, alive, at = _laid_out(batch)
-        count = _by_time(alive, at, len(batch.value))
-        mean = _by_time(values, at, len(batch.value)) / count.clamp_min(1)
+        values, alive, at = self._rows(batch)
+        count = sums(alive, at, len(batch.value))
+        mean = sums(values, at, len(batch.value)) / count.clamp_min(1)
         steps = max(mean.shape[1], state["by_time"].shape[1])
-        now, seen = _fit(mean, steps), _fit(count, steps)
-        return {"by_time": torch.where(seen > 0, now, _fit(state["by_time"], steps))}, {}
+        now, seen = fit(mean, steps), fit(count, steps)
+        return {"by_time": torch.where(seen > 0, now, fit(state["by_time"], steps))}, {}
 
-
-def _laid_out(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Values (0 where not valid), whether there is one, and the time it is compared at, `[P, T*N]` each."""
-    steps = len(batch.value)
-    alive = batch.valid.to(batch.value.dtype)
-    if batch.whole_episodes:
-        # Rows past an environment's last episode may be numbered beyond the block; they count for nothing.
-        time = batch.time.clamp(max=steps - 1)
-    else:
-        time = torch.arange(steps, device=alive.device)[:, None, None].expand_as(batch.time)
-    values, alive, at = ((x.transpose(0, 1).flatten(1)) for x in (batch.value * alive, alive, time))
-    return values, alive, at
-
-
-def _by_time(x: Tensor, at: Tensor, steps: int) -> Tensor:
-    """Sums of `x` `[P, T*N]` over equal times `at`, `[P, steps]`."""
-    return x.new_zeros(len(x), steps).scatter_add_(1, at, x)
-
-
-def _fit(x: Tensor, steps: int) -> Tensor:
-    """`[P, t]` cut or padded with 0 to `[P, steps]`."""
-    return F.pad(x, (0, steps - x.shape[1])) if x.shape[1] < steps else x[:, :steps]
+    def _rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (0 where not valid), whether there is one, and the time it is compared at, `[P, T*N]` each."""
+        alive = by_columns(batch.valid.to(batch.value.dtype))
+        return by_columns(batch.value) * alive, alive, comparable(batch)

@@ -14,6 +14,7 @@ VERBS = {
     "compare": "train several variants and write their table and figures",
     "evaluate": "play episodes with a trained run on gymnasium's own environment",
     "resume": "go on with an interrupted run or comparison",
+    "check": "hold an estimator, baseline or distribution to exact gradients",
     "list": "show estimators, baselines, environments, configs, settings or runs",
 }
 

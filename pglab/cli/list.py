@@ -65,7 +65,7 @@ def _estimators() -> list[dict[str, Any]]:
         rows.append(
             {
                 "estimator": name,
-                "actions": ", ".join(sorted(e.kinds)),
+                "actions": e.served(),
                 "needs": ", ".join(sorted(e.needs)),
                 "unbiased": e.unbiased,
                 "evaluations": e.evaluations,
@@ -104,6 +104,7 @@ def _environments() -> list[dict[str, Any]]:
                 "observations": made.observation_size,
                 "actions": str(made(num_envs=1).single_action_space),
                 "time limit": made.max_episode_steps,
+                "arguments": ", ".join(made.options) or None,
             }
         )
     return rows
@@ -121,7 +122,7 @@ def _configs() -> list[dict[str, Any]]:
 
 
 def _settings() -> list[dict[str, Any]]:
-    from pglab.config import ActorCriticConfig, Config, OnPolicyConfig
+    from pglab.config import ActorCriticConfig, BpttConfig, Config, EvolutionConfig, OnPolicyConfig
     from pglab.registry import Part, Strict
 
     rows: list[dict[str, Any]] = []
@@ -145,6 +146,8 @@ def _settings() -> list[dict[str, Any]]:
     walk(Config, "")
     walk(OnPolicyConfig, "agent(on_policy).")
     walk(ActorCriticConfig, "agent(actor_critic).")
+    walk(EvolutionConfig, "agent(evolution).")
+    walk(BpttConfig, "agent(bptt).")
     return rows
 
 

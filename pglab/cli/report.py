@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pglab.comparing import Compared
-from pglab.config import Config
+from pglab.config import BpttConfig, Config, EvolutionConfig
 from pglab.lab.comparison import CAPTION, cells, columns_of
 from pglab.lab.statistics import iqm, stratified_bootstrap_interval
 from pglab.lab.tables import Column, rich_table
@@ -33,8 +33,14 @@ def opening(config: Config) -> str:
     members = seeds * math.prod(len(values) for values in swept_fields(config).values())
     return (
         f"{e.id}: {members} members x {e.num_envs} environments, {config.total_steps:,} steps each; "
-        f"agent {config.agent.name}, estimator {config.estimator.name}, baseline {config.baseline.name}."
+        f"agent {config.agent.name}, estimator {estimator_of(config)}, baseline {config.baseline.name}."
     )
+
+
+def estimator_of(config: Config) -> str:
+    """The estimator's name; some agents are one of their own."""
+    agent = config.agent
+    return agent.estimator if isinstance(agent, EvolutionConfig | BpttConfig) else config.estimator.name
 
 
 def show_trained(trained: Trained, folder: Path) -> None:

@@ -80,6 +80,14 @@ class Distribution(ABC):
         """What the environment and a critic see of a drawn action: the action itself, but tanh(u) for SquashedGaussian."""
         return action
 
+    def at_its_noise(self, action: Tensor) -> Tensor:
+        """The given draw, carrying the gradient of the parameters at the noise that makes it: `rsample` where the action
+        is known and its noise is not. PglabError where draws have no gradient."""
+        raise PglabError(f"{type(self).__name__} draws have no gradient.")
+
+    def check(self) -> None:  # noqa: B027
+        """PglabError where the parameters' values lie outside of what they may be. Reads values: for plain objectives."""
+
     def enumerate(self) -> Tensor:
         """All joint outcomes, `[M, *event]`; PglabError for a continuous family."""
         raise PglabError(f"{type(self).__name__} has infinitely many outcomes and cannot be enumerated.")

@@ -38,6 +38,10 @@ class Gaussian(Distribution):
     def rsample(self, noise: Tensor) -> Tensor:
         return self.mean + self.log_std.exp() * noise
 
+    def at_its_noise(self, action: Tensor) -> Tensor:
+        action, scale = action.detach(), torch.exp(self.log_std - self.log_std.detach())
+        return action + (self.mean - self.mean.detach()) + (action - self.mean.detach()) * (scale - 1)
+
     def log_prob(self, action: Tensor, noise: Tensor | None = None) -> Tensor:
         """From the noise where it is known: (action - mean) / std is rounded to 0 for tiny std, and its score with it."""
         inverse = torch.exp(-self.log_std)

@@ -74,6 +74,8 @@ class EnvironmentSpec:
     reset_noise_size: int = 0  # uniforms per reset that `step` and `reset` want (torch-native), else 0
     has_action_mask: bool = False
     cut_by_limit_only: bool = False  # episodes are truncated at max_episode_steps, and nowhere else
+    differentiable: bool = False  # torch-native, and next state and reward have useful derivatives in the action
+    terminates: bool = True  # when episodes terminate depends on what is done in them
 
 
 class Reset(NamedTuple):

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from pglab.devices import available_cores
 from pglab.environments.contract import Environment
-from pglab.errors import PglabError, unknown
+from pglab.errors import unknown
+
+if TYPE_CHECKING:
+    from pglab_envs.base import TorchVectorEnv
 
 Backend = Literal["auto", "torch", "gymnasium"]
+
+
+def torch_class(
+    env_id: str, backend: Backend = "auto", kwargs: Mapping[str, Any] | None = None
+) -> type[TorchVectorEnv] | None:
+    """The torch-native class that serves an id; None where gymnasium does.
+
+    Backend `auto` takes the class that `pglab_envs` has for the id, but leaves gymnasium's own ids to gymnasium where
+    arguments are given that the class does not take.
+
+    Raises:
+        PglabError: backend `torch`, and there is no such class.
+    """
+    from pglab_envs.registry import TORCH_ENVS
+
+    found = TORCH_ENVS.get(env_id)
+    if backend == "gymnasium":
+        return None
+    if found is None:
+        if backend == "torch":
+            raise unknown("torch-native environment", env_id, TORCH_ENVS)
+        return None
+    twin = not found.options and not env_id.startswith("pglab/")
+    return None if backend == "auto" and twin and kwargs else found
 
 
 def make_environment(
@@ -26,27 +54,21 @@ def make_environment(
 ) -> Environment:
     """`num_members` x `num_envs` environments.
 
-    Backend `auto` takes the torch-native twin where `pglab_envs` has one for the id and no `kwargs` are given, else
-    gymnasium. `vectorization` and `autoreset_mode` are gymnasium's; torch-native environments need neither. Vectorization
+    Backend `auto` takes the torch-native class where `pglab_envs` has one for the id (see `torch_class`), else gymnasium.
+    `vectorization` and `autoreset_mode` are gymnasium's; torch-native environments need neither. Vectorization
     `auto` times a few steps and says in the spec's description what it chose and why.
 
     Raises:
         PglabError: the id or an option is unknown, the environment cannot be made, or its spaces are not supported.
     """
-    # Imported here: a run on torch-native environments needs no adapter to gymnasium, and the other way round.
-    from pglab_envs.registry import TORCH_ENVS
-
     if backend not in ("auto", "torch", "gymnasium"):
         raise unknown("environment backend", backend, ("auto", "torch", "gymnasium"))
-    if backend == "torch" and env_id not in TORCH_ENVS:
-        raise unknown("torch-native environment", env_id, TORCH_ENVS)
-    if backend == "torch" and kwargs:
-        raise PglabError(f"Torch-native environments take no arguments, but {env_id} was given {kwargs}.")
-    if backend == "torch" or (backend == "auto" and env_id in TORCH_ENVS and not kwargs):
+    # Imported here: a run on torch-native environments needs no adapter to gymnasium, and the other way round.
+    if (env_class := torch_class(env_id, backend, kwargs)) is not None:
         from pglab.environments.torch_native import TorchEnvironment
 
         return TorchEnvironment(
-            TORCH_ENVS[env_id], num_members, num_envs, device=device, max_episode_steps=max_episode_steps
+            env_class, num_members, num_envs, device=device, max_episode_steps=max_episode_steps, kwargs=kwargs
         )
     from pglab.environments.gymnasium_make import choose_vectorization
     from pglab.environments.gymnasium_vector import GymnasiumEnvironment

@@ -5,18 +5,38 @@ Letters: P population, N environments per member, S state, O observation, A acti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pglab.environments.contract import Environment, EnvironmentSpec, Reset, Resumed, Step, Tree
 from pglab.environments.spaces import action_spec
-from pglab.errors import PglabError
+from pglab.errors import PglabError, unknown
 from pglab.noise import Counter, Noise, Purpose
 
 if TYPE_CHECKING:
     from pglab_envs.base import TorchVectorEnv
+
+
+def make_torch(
+    env_class: type[TorchVectorEnv], kwargs: Mapping[str, Any] | None = None, **vector: Any
+) -> TorchVectorEnv:
+    """One environment of a class of `pglab_envs` with the arguments `kwargs` of its own.
+
+    Raises:
+        PglabError: it takes no such argument, or not such a value.
+    """
+    kwargs = kwargs or {}
+    for name in sorted(set(kwargs) - set(env_class.options)):
+        if not env_class.options:
+            raise PglabError(f"{env_class.id} takes no arguments, but env.kwargs has {name!r}.")
+        raise unknown(f"argument of {env_class.id}", name, env_class.options)
+    try:
+        return env_class(num_envs=1, **kwargs, **vector)
+    except ValueError as error:
+        raise PglabError(f"{env_class.id}: {error}.") from None
 
 
 class TorchEnvironment(Environment):
@@ -34,9 +54,10 @@ class TorchEnvironment(Environment):
         device: where everything is.
         dtype: of state, observation and reward.
         max_episode_steps: the limit after which episodes are truncated; None for the environment's own.
+        kwargs: arguments of the class itself, those in its `options`.
 
     Raises:
-        PglabError: P, N or the limit is below 1.
+        PglabError: P, N or the limit is below 1; an argument's name or value is not one that the class takes.
     """
 
     def __init__(
@@ -47,14 +68,15 @@ class TorchEnvironment(Environment):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         max_episode_steps: int | None = None,
+        kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        limit = env_class.max_episode_steps if max_episode_steps is None else max_episode_steps
+        self.env = make_torch(env_class, kwargs, dtype=dtype, device=torch.device(device))
+        limit = self.env.max_episode_steps if max_episode_steps is None else max_episode_steps
         for name, value in (("num_members", num_members), ("num_envs", num_envs), ("max_episode_steps", limit)):
             if value < 1:
                 raise PglabError(f"{name} must be at least 1, got {value}.")
         self.num_members, self.num_envs = num_members, num_envs
         self.device = torch.device(device)
-        self.env = env_class(num_envs=1, dtype=dtype, device=self.device)
         self._dtype = dtype
         self._limit = limit
         action = action_spec(self.env.single_action_space)
@@ -64,11 +86,15 @@ class TorchEnvironment(Environment):
             action=action,
             max_episode_steps=limit,
             resume="exact",
-            description=f"{self.env.id}, torch-native on {self.device}",
+            description=f"{self.env.id}{_said(kwargs)}, torch-native on {self.device}",
             reset_noise_size=self.env.reset_noise_size,
             cut_by_limit_only=True,
+            differentiable=self.env.differentiable,
+            terminates=self.env.terminates,
         )
-        self._start = action.start[0] if action.start else 0
+        self._start: int | Tensor | None = None
+        if any(action.start):
+            self._start = torch.tensor(action.start, device=self.device) if action.shape else action.start[0]
         self._middle = self._half = None
         if action.low is not None and action.high is not None:
             low = torch.from_numpy(action.low).double()  # [A]
@@ -92,9 +118,11 @@ class TorchEnvironment(Environment):
         return Reset(self.env.observe(self.state), None)
 
     def step(self, action: Tensor, reset_noise: Tensor | None = None) -> Step:
-        """Step with encoded actions: one-hot `[P, N, 1, K]`, or `[P, N, A]`, which is clipped to [-1, 1].
+        """Step with encoded actions: one-hot `[P, N, D, K]`, zeros and ones `[P, N, D]`, or `[P, N, A]`, which is clipped to
+        [-1, 1] where the space is bounded.
 
-        As with gymnasium's `TimeLimit`, an episode that terminates in its last step is also truncated.
+        As with gymnasium's `TimeLimit`, an episode that terminates in its last step is also truncated, unless the
+        environment has an end of its own.
 
         Raises:
             PglabError: `reset_noise` `[P, N, reset_noise_size]`, uniform on (0, 1), is missing.
@@ -102,7 +130,7 @@ class TorchEnvironment(Environment):
         if reset_noise is None:
             if self.spec.reset_noise_size:
                 raise PglabError(f"{self.spec.id} draws no random numbers: step needs reset_noise.")
-            reset_noise = self.state.new_zeros(self.num_members, self.num_envs, 0)
+            return self.advance(action)
         return self.advance(action, self.env.initial_state(reset_noise))
 
     def starts(self, reset_noise: Tensor) -> Tensor:
@@ -110,8 +138,9 @@ class TorchEnvironment(Environment):
         return self.env.initial_state(reset_noise)
 
     def advance(self, action: Tensor, start: Tensor | None = None) -> Step:
-        """`step` with the states `[P, N, S]` from which new episodes begin."""
-        assert start is not None
+        """`step` with the states `[P, N, S]` from which new episodes begin; None where they begin from one state."""
+        if start is None:
+            start = self.env.initial_state(self.state.new_zeros(self.num_members, self.num_envs, 0))
         self.state, self.elapsed, step = self.dynamics(self.state, self.elapsed, action, start)
         return step
 
@@ -120,6 +149,8 @@ class TorchEnvironment(Environment):
         next_state, reward, terminated = self.env.transition(state, self._env_action(action))
         elapsed = elapsed + 1  # [P, N]
         truncated = elapsed >= self._limit
+        if self.env.own_end:
+            truncated = truncated & ~terminated
         done = terminated | truncated
         state = torch.where(done.unsqueeze(-1), start, next_state)  # [P, N, S]
         elapsed = elapsed.masked_fill(done, 0)
@@ -153,10 +184,10 @@ class TorchEnvironment(Environment):
         return Resumed(self.env.observe(self.state), None, lost)
 
     def _env_action(self, action: Tensor) -> Tensor:
-        """`[P, N]` int64 for Discrete, `[P, N, A]` in the environment's units for a Box."""
+        """`[P, N]` int64 for Discrete and `[P, N, D]` for MultiDiscrete, `[P, N, A]` in the environment's units for a Box."""
         if self.spec.action.kind == "discrete":
-            index = action[..., 0, :].argmax(-1)  # [P, N]
-            return index + self._start if self._start else index
+            index = (action if self.spec.action.shape else action[..., 0, :]).argmax(-1)
+            return index if self._start is None else index + self._start
         if self._middle is None or self._half is None:
             return action
         return torch.addcmul(self._middle, self._half, action.clamp(-1, 1))  # [P, N, A]
@@ -164,3 +195,7 @@ class TorchEnvironment(Environment):
     def _initial(self, noise: Noise, counter: Counter) -> Tensor:
         uniform = noise.uniform(Purpose.RESET, counter, (self.num_envs, self.env.reset_noise_size))
         return self.env.initial_state(uniform.to(self.device, self._dtype))  # [P, N, S]
+
+
+def _said(kwargs: Mapping[str, Any] | None) -> str:
+    return f" ({', '.join(f'{name}={value}' for name, value in kwargs.items())})" if kwargs else ""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pglab.distributions import Distribution
+from pglab.distributions import FAMILIES, Distribution
 from pglab.errors import PglabError
 from pglab.noise import Noise
 from pglab.registry import Part, Registry
@@ -65,7 +65,9 @@ class Estimator(Part):
     """What it takes from the signal: the value of the drawn action, evaluations of the critic, the critic's gradient
     with respect to the action, the critic at relaxed (off-vertex) actions."""
     kinds: ClassVar[frozenset[str]]
-    """The distributions it serves: discrete, binary, continuous."""
+    """The kinds of distributions it serves: discrete, binary, continuous."""
+    families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
+    """The families that it serves, of these kinds; subclasses of them too."""
     unbiased: ClassVar[bool]
     """For E[signal] (with a critic: given the critic)."""
     bias: ClassVar[str] = ""
@@ -91,6 +93,21 @@ class Estimator(Part):
     """Whether it has a state of its own that `update` changes."""
     fit_updates: ClassVar[int] = 0
     """For one that learns: updates on a stream of their own before it is used on a plain objective."""
+
+    @classmethod
+    def serves(cls, family: type[Distribution]) -> bool:
+        """Whether it can be used with this family of distributions."""
+        return family.kind in cls.kinds and issubclass(family, cls.families)
+
+    @classmethod
+    def served(cls) -> str:
+        """The kinds it serves, with the families in parentheses where it does not serve all of a kind."""
+        shown = []
+        for kind in sorted(cls.kinds):
+            families = [f for f in FAMILIES if f.kind == kind]
+            fitting = [f.__name__ for f in families if cls.serves(f)]
+            shown.append(kind if len(fitting) == len(families) else f"{kind} ({', '.join(fitting)})")
+        return ", ".join(shown)
 
     @property
     def declared_bias(self) -> str:

@@ -12,6 +12,15 @@ from pglab.agent import load_agent, member_count
 PARALLEL = 20  # environments played at the same time
 
 
+def _single_id(env_id: str) -> str:
+    """Gymnasium's id of one such environment: its own where it has a twin, else the torch-native one's."""
+    import gymnasium
+    from pglab_envs.registry import TORCH_ENVS
+
+    bare = env_id.removeprefix("pglab/")
+    return TORCH_ENVS[bare].id if bare in TORCH_ENVS and bare not in gymnasium.registry else bare
+
+
 def evaluate_run(path: str | Path, episodes: int, deterministic: bool, seed: int) -> list[dict[str, Any]]:
     """Every member's returns over `episodes` episodes, by stable-baselines3's `evaluate_policy` on `gymnasium.make(id)`.
 
@@ -28,7 +37,7 @@ def evaluate_run(path: str | Path, episodes: int, deterministic: bool, seed: int
         kwargs: dict[str, Any] = dict(e.kwargs)
         if e.max_episode_steps is not None:
             kwargs["max_episode_steps"] = e.max_episode_steps
-        env = make_vec_env(e.id.removeprefix("pglab/"), n_envs=min(PARALLEL, episodes), seed=seed, env_kwargs=kwargs)
+        env = make_vec_env(_single_id(e.id), n_envs=min(PARALLEL, episodes), seed=seed, env_kwargs=kwargs)
         try:
             played, _ = evaluate_policy(
                 agent,

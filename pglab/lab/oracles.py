@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pglab.distributions import Distribution, Gaussian
+from pglab.distributions import Beta, Distribution, Gaussian
 from pglab.errors import PglabError
 from pglab.objectives import Objective, without_rows
 
@@ -110,5 +110,52 @@ def _hermite(one: Gaussian, n: int) -> Nodes:
         yield z, weight, torch.cat([noise / one.log_std.double().exp(), noise.square() - 1], -1)
 
 
-RULES: dict[type[Distribution], Callable[..., Nodes]] = {Gaussian: _hermite}
+def _jacobi(one: Beta, n: int) -> Nodes:
+    a, b = (x.double().cpu().numpy() for x in (one.alpha, one.beta))
+    rules = [jacobi_scores(*ab, n) for ab in zip(a, b, strict=True)]
+    x, w, by_alpha, by_beta = (np.stack(parts) for parts in zip(*rules, strict=True))  # [D, n] each
+    for (z, weight), (s, _), (t, _) in zip(
+        *(product_rule(v, w, one.alpha.device) for v in (x, by_alpha, by_beta)), strict=True
+    ):
+        yield z.to(one.alpha.dtype), weight, torch.cat([s, t], -1)
+
+
+def jacobi_scores(a: float, b: float, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gauss-Jacobi nodes on (0, 1), weights for the density of Beta(a, b), and its two scores there up to degree n - 1.
+
+    The scores log z - E log z and log(1 - z) - E log(1 - z) are singular at the ends, where a Gauss rule converges slowly.
+    Their projections on the first n orthonormal polynomials P_k are not, and have the same integral against every
+    polynomial f of degree below n. By Rodrigues' formula and k integrations by parts,
+
+        E[P_k(z) log z] = (-1)^{k-1} B(a, b + k) / (k c_k),   E[P_k(z) log(1 - z)] = -B(a + k, b) / (k c_k),
+
+    with c_k^2 = B(a, b) Gamma(k + a) Gamma(k + b) / ((2k + a + b - 1) k! Gamma(k + a + b - 1)). Nodes, weights and the P_k
+    at the nodes come from the eigenvectors of the three-term recurrence's matrix (Golub & Welsch 1969).
+    """
+    from scipy.linalg import eigh_tridiagonal
+    from scipy.special import betaln, gammaln
+
+    k = np.arange(1.0, n)
+    s = 2 * k + a + b - 2
+    diagonal = np.concatenate([[a / (a + b)], 0.5 * (1 + (a - b) * (a + b - 2) / (s * (s + 2)))])
+    j, r = k[1:], s[1:]
+    square = j * (j + a - 1) * (j + b - 1) * (j + a + b - 2) / (r**2 * (r**2 - 1))
+    variance = a * b / ((a + b) ** 2 * (a + b + 1))
+    z, vectors = eigh_tridiagonal(diagonal, np.sqrt(np.concatenate([[variance], square])))
+    vectors = vectors * np.where(vectors[0] < 0, -1.0, 1.0)  # column i: P_k(z_i) sqrt(w_i)
+    log_c = 0.5 * (
+        betaln(a, b)
+        + gammaln(k + a)
+        + gammaln(k + b)
+        - np.log(2 * k + a + b - 1)
+        - gammaln(k + 1)
+        - gammaln(k + a + b - 1)
+    )
+    by_alpha = np.exp(betaln(a, b + k) - log_c) / k * -((-1.0) ** k)
+    by_beta = -np.exp(betaln(a + k, b) - log_c) / k
+    root = np.maximum(vectors[0], 1e-150)
+    return z, root**2, by_alpha @ vectors[1:] / root, by_beta @ vectors[1:] / root
+
+
+RULES: dict[type[Distribution], Callable[..., Nodes]] = {Gaussian: _hermite, Beta: _jacobi}
 """Quadrature rules by family."""

@@ -7,7 +7,8 @@ for baselines that couple rows as well.
 On-policy agents: replicates are members of a larger population, each with its own fresh environments. Whole-episode
 collection starts them afresh, as training does. Step-wise collection goes on from where episodes happen to be, so the
 environments are first played under the frozen policy from starts at random phases (training's own may keep step with one
-another where all episodes last equally long). With minibatches, the gradient is that of an update's first step.
+another where all episodes last equally long). With minibatches, the gradient is that of an update's first step. Evolution
+is measured like whole-episode collection, bptt like step-wise.
 Actor-critic agents: states are redrawn from the frozen replay, actions anew; with on-policy data, from the last round.
 """
 
@@ -19,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pglab.agents import ActorCriticAgent, Agent, OnPolicyAgent
+from pglab.agents import ActorCriticAgent, Agent, BpttAgent, EvolutionAgent, OnPolicyAgent
+from pglab.config import BpttConfig, OnPolicyConfig
 from pglab.environments.contract import Environment
 from pglab.lab.gradient_statistics import noise_to_signal
 from pglab.noise import Purpose
-from pglab.rollout import Position, block, block_noise
+from pglab.rollout import Act, Position, block, block_noise
 
 MakeEnvironment = Callable[[int], Environment]
 """Members to an environment with the training's number of environments per member."""
@@ -44,7 +46,7 @@ def gradients(agent: Agent, make_env: MakeEnvironment, replicates: int, snapshot
     """
     if isinstance(agent, ActorCriticAgent):
         return _replayed(agent, replicates, snapshot)
-    assert isinstance(agent, OnPolicyAgent)
+    assert isinstance(agent, OnPolicyAgent | EvolutionAgent | BpttAgent)
     return _collected(agent, make_env, replicates, snapshot)
 
 
@@ -73,9 +75,16 @@ def _replayed(agent: ActorCriticAgent, replicates: int, snapshot: int) -> np.nda
     return np.stack(found, axis=1)
 
 
-def _collected(agent: OnPolicyAgent, make_env: MakeEnvironment, replicates: int, snapshot: int) -> np.ndarray:
+def _collected(
+    agent: OnPolicyAgent | EvolutionAgent | BpttAgent, make_env: MakeEnvironment, replicates: int, snapshot: int
+) -> np.ndarray:
     members, s = len(agent.population), agent.settings
-    longest = s.steps if s.collect == "steps" else (agent.spec.max_episode_steps or 1000) * s.episodes
+    if isinstance(s, BpttConfig):
+        longest = s.horizon
+    elif isinstance(s, OnPolicyConfig) and s.collect == "steps":
+        longest = s.steps
+    else:
+        longest = (agent.spec.max_episode_steps or 1000) * s.episodes
     at_once = max(1, min(ROWS // (members * agent.num_envs * longest), INSTANCES // (members * agent.num_envs)))
     found = []
     for start in range(0, replicates, at_once):
@@ -83,10 +92,16 @@ def _collected(agent: OnPolicyAgent, make_env: MakeEnvironment, replicates: int,
         twin = agent.replicated(numbers, snapshot)
         env = make_env(members * len(numbers))
         try:
-            if s.collect == "steps":
-                twin.position = _random_phases(twin, env)
-            # The first step's rows: all of them, or the first minibatch.
-            twin.gradient(twin.minibatches(twin.prepare(twin.collect(env, (2,))), 0)[0])
+            if isinstance(twin, EvolutionAgent):
+                twin.gradient(twin.collect(env, (2,))[0])
+            elif isinstance(twin, BpttAgent):
+                twin.position = _random_phases(twin, env, twin.behaviour)
+                twin.gradient(twin.collect(env, (2,)))
+            else:
+                if twin.settings.collect == "steps":
+                    twin.position = _random_phases(twin, env, twin.act)
+                # The first step's rows: all of them, or the first minibatch.
+                twin.gradient(twin.minibatches(twin.prepare(twin.collect(env, (2,))), 0)[0])
         finally:
             env.close()
         assert twin.policy_parameters.grad is not None
@@ -94,9 +109,9 @@ def _collected(agent: OnPolicyAgent, make_env: MakeEnvironment, replicates: int,
     return np.concatenate(found, axis=1)
 
 
-def _random_phases(agent: OnPolicyAgent, env: Environment) -> Position:
+def _random_phases(agent: Agent, env: Environment, act: Act) -> Position:
     """Environments at random steps of their episodes: each is started anew at a uniformly drawn moment of a time as long
-    as the longest episode (at most 1,000 steps), and played on by the frozen policy."""
+    as the longest episode (at most 1,000 steps), and played on by the frozen policy `act`."""
     length = min(env.spec.max_episode_steps or 1000, 1000)
     waves = -(-length // PHASES)
     position = Position.start(env.reset(agent.noise, (0,)))
@@ -107,5 +122,5 @@ def _random_phases(agent: OnPolicyAgent, env: Environment) -> Position:
             obs, mask = env.reset_where(fresh, agent.noise, (0, wave))
             position = Position(obs.clone(), position.time * ~fresh, mask)
         drawn = block_noise(env, agent.noise, (1, wave), PHASES, agent.event)
-        _, position = block(env, agent.act, agent.policy.present, position, *drawn)
+        _, position = block(env, act, agent.policy.present, position, *drawn)
     return position

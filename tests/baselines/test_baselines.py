@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
-from spine import Quadratic, generator, make, normal
+from spine import Quadratic, generator, make, noise_of, normal
 
-from pglab.baselines import BASELINES, Batch, CriticMean, LeaveOneOut, MovingAverage, NoBaseline, Value
+from pglab.baselines import BASELINES, Batch, CriticMean, LeaveOneOut, MovingAverage, NoBaseline, Scores, Value
 from pglab.distributions import Bernoulli
 from pglab.errors import PglabError
 from pglab.estimators import Draw, ScoreFunction, Signal
@@ -21,14 +21,32 @@ def batch(value: torch.Tensor, valid: torch.Tensor | None = None, **more) -> Bat
     return Batch(normal(*value.shape, 2), torch.where(valid, value, 0.0), valid, time, **more)
 
 
+def everything(key: int = 1, rows: tuple[int, int, int] = (4, 2, 3)) -> dict:
+    """All that a batch can offer beside values."""
+    d = make("categorical", rows)
+    scores = Scores(
+        normal(*rows[1:], 5, key=key + 30),
+        normal(*rows[1:], 5, key=key + 31),
+        lambda: (normal(*rows, key=key + 32), normal(*rows, key=key + 33).square()),
+    )
+    action = d.sample(noise_of("exponential", tuple(d.noise_shape), key))
+    return {
+        "v": normal(*rows, key=key),
+        "distribution": d,
+        "critic": Quadratic(d),
+        "action": action,
+        "scores": lambda: scores,
+    }
+
+
 @pytest.mark.parametrize("name", BASELINES.names())
 def test_every_baseline_predicts_one_number_per_row_and_updates_its_state(name):
     baseline = BASELINES.get(name)()
-    d = make("categorical", (4, 2, 3))
-    one = batch(normal(4, 2, 3), v=normal(4, 2, 3, key=1), distribution=d, critic=Quadratic(d))
+    one = batch(normal(4, 2, 3), **everything())
     state = baseline.initial(2, "cpu")
     found = baseline.predict(state, one)
-    assert found is None or found.shape in ((4, 2, 3), (4, 2, 3, 2))
+    assert found is None or found.shape == ((4, 2, 3, 2) if baseline.per_factor else (4, 2, 3))
+    assert baseline.scale(state, one).shape == (4, 2, 3)
     state, info = baseline.update(state, one)
     assert all(x.shape == (2,) for x in info.values())
     again = baseline.predict(state, one)
@@ -38,8 +56,7 @@ def test_every_baseline_predicts_one_number_per_row_and_updates_its_state(name):
 @pytest.mark.parametrize("name", [n for n in BASELINES.names() if not BASELINES.get(n).couples_rows])
 def test_a_baseline_that_does_not_couple_rows_reads_no_other_rows_value(name):
     baseline = BASELINES.get(name)()
-    d = make("categorical", (4, 2, 3))
-    value, more = normal(4, 2, 3), {"v": normal(4, 2, 3, key=1), "distribution": d, "critic": Quadratic(d)}
+    value, more = normal(4, 2, 3), everything()
     moved = value.clone()
     moved[1, 0, 2] += 5
     state, _ = baseline.update(baseline.initial(2, "cpu"), batch(normal(4, 2, 3, key=2), **more))
@@ -50,8 +67,7 @@ def test_a_baseline_that_does_not_couple_rows_reads_no_other_rows_value(name):
 @pytest.mark.parametrize("name", [n for n in BASELINES.names() if BASELINES.get(n).unbiased])
 def test_an_unbiased_baseline_does_not_contain_the_value_that_it_is_subtracted_from(name):
     baseline = BASELINES.get(name)()
-    d = make("categorical", (4, 2, 3))
-    value, more = normal(4, 2, 3), {"v": normal(4, 2, 3, key=1), "distribution": d, "critic": Quadratic(d)}
+    value, more = normal(4, 2, 3), everything()
     state, _ = baseline.update(baseline.initial(2, "cpu"), batch(normal(4, 2, 3, key=2), **more))
     for t, p, n in [(0, 0, 0), (1, 1, 2), (3, 0, 1)]:
         moved = value.clone()

@@ -7,12 +7,12 @@ One statistical test per estimator and family then goes the way of training, fro
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
 import torch
 from spine import (
-    FAMILIES,
     assert_mean,
     event_of,
     hermite,
@@ -23,7 +23,7 @@ from spine import (
     repeated,
 )
 
-from pglab.distributions import Bernoulli, Categorical, Distribution, Gaussian, SquashedGaussian
+from pglab.distributions import Bernoulli, Beta, Categorical, Distribution, Gaussian, SquashedGaussian
 from pglab.estimators import ESTIMATORS, Draw, Enumeration, Pathwise, ScoreFunction, Signal
 from pglab.gradients import cotangents
 from pglab.noise import Noise
@@ -222,16 +222,26 @@ def test_squashed_gaussian_by_quadrature(estimator):
         torch.testing.assert_close(weights @ grad, exact, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.statistical
-@pytest.mark.parametrize(("name", "family"), [(n, f) for n, f in pairs() if ESTIMATORS.get(n).unbiased])
-def test_from_noise_to_cotangent_as_in_training(name, family):
-    """Every registered estimator that declares itself unbiased, with a baseline where it takes one, at its defaults."""
-    n = 200_000
-    estimator = ESTIMATORS.get(name)()
-    if FAMILIES[family] == "continuous":
-        one = (Gaussian if family == "gaussian" else SquashedGaussian)(
-            MEAN, torch.tensor([-0.8, -0.6], dtype=torch.float64)
-        )
+BETA = torch.tensor([[1.4, 2.5], [2.2, 0.8]], dtype=torch.float64)
+
+
+def beta_gradient() -> list[torch.Tensor]:
+    """Of E[polynomial] by autograd through the moments, E z = a / (a + b) and E z^2 = E z (a + 1) / (a + b + 1)."""
+    a, b = (x.clone().requires_grad_() for x in BETA)
+    first = a / (a + b)
+    value = (first * (a + 1) / (a + b + 1)).sum() + first[0] * first[1]
+    return list(torch.autograd.grad(value, [a, b]))
+
+
+@functools.cache
+def many_draws(family: str, n: int):
+    """The problem of a family, its draws on n rows and their noise: the same for every estimator."""
+    if family == "beta":
+        one, f = Beta(*BETA), polynomial
+        exact = beta_gradient()
+    elif family in ("gaussian", "squashed_gaussian"):
+        log_std = torch.tensor([-0.8, -0.6], dtype=torch.float64)
+        one = (Gaussian if family == "gaussian" else SquashedGaussian)(MEAN, log_std)
         if family == "gaussian":
             f, exact = polynomial, [GAUSSIAN_GRADIENT[0], 2 * (2 * one.log_std).exp()]
         else:
@@ -242,7 +252,16 @@ def test_from_noise_to_cotangent_as_in_training(name, family):
         exact = [exact_discrete(one, values)]
     d = repeated(one, n)
     noise = noise_of(d.noise_kind, tuple(d.noise_shape), 8)
-    action = d.sample(noise)
+    return f, exact, d, noise, d.sample(noise)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(("name", "family"), [(n, f) for n, f in pairs() if ESTIMATORS.get(n).unbiased])
+def test_from_noise_to_cotangent_as_in_training(name, family):
+    """Every registered estimator that declares itself unbiased, with a baseline where it takes one, at its defaults."""
+    n = 200_000
+    estimator = ESTIMATORS.get(name)()
+    f, exact, d, noise, action = many_draws(family, n)
     extra = {
         key: noise_of(kind, (n, *shape), 100 + i)
         for i, (key, (kind, shape)) in enumerate(sorted(estimator.extra_noise(d.noise_kind, event_of(d)).items()))
