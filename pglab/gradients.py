@@ -156,13 +156,14 @@ class RowGradients:
     extra: dict[str, Tensor]  # [P*N, T, D] by name
     columns: int  # N
 
-    def column_sums(self) -> Tensor:
-        """`[P, N, n]`: each column's sum over its rows, as the parameters lie in `Parameters.flat`."""
-        parts = dict(self.extra)
+    def column_sums(self, times: Tensor | None = None) -> Tensor:
+        """`[P, N, n]`: each column's sum over its rows, each row `times` a number (`[T, P, N]`) where given, as the
+        parameters lie in `Parameters.flat`."""
+        by = None if times is None else times.permute(1, 2, 0).flatten(0, 1).unsqueeze(2)  # [P*N, T, 1]
+        parts = {name: (x if by is None else x * by).sum(1) for name, x in self.extra.items()}
         for i, (x, delta) in enumerate(zip(self.inputs, self.deltas, strict=True)):
-            parts[f"weight{i}"], parts[f"bias{i}"] = x.mT @ delta, delta
-        for name in [*self.extra, *(f"bias{i}" for i in range(len(self.deltas)))]:
-            parts[name] = parts[name].sum(1)
+            g = delta if by is None else delta * by
+            parts[f"weight{i}"], parts[f"bias{i}"] = x.mT @ g, g.sum(1)
         flat = torch.cat([parts[name].flatten(1) for name in self.parameters.shapes], 1)  # [P*N, n]
         return flat.view(-1, self.columns, flat.shape[1])
 

@@ -236,7 +236,12 @@ class Problem:
         ones, _ = self._with_ones(d, draw, signal)
         value = torch.cat([g[0].flatten(2) for g in values], -1)  # [S, N, n]
         one = torch.cat([g[0].flatten(2) for g in ones], -1)
-        return Scores(value, one, lambda: ((one * value).sum(-1).unsqueeze(0), one.square().sum(-1).unsqueeze(0)))
+
+        def along(baseline: Tensor) -> tuple[Tensor, Tensor]:
+            left = value - baseline[0].unsqueeze(-1) * one
+            return (one * left).sum(-1).unsqueeze(0), one.square().sum(-1).unsqueeze(0)
+
+        return Scores(value, one, along)
 
     def _shaped(self, g: Tensor) -> Tensor:
         return g.squeeze(1) if self.squeezed else g

@@ -22,7 +22,7 @@ from pglab.critics import QCritic, blended
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.errors import PglabError
 from pglab.estimators import Critic, Draw, Signal
-from pglab.gradients import RowGradients, cotangents, entropy, push, row_gradients
+from pglab.gradients import cotangents, entropy, push, row_gradients
 from pglab.networks import MLP, Parameters, Recorded, Recorder, by_member, by_row
 from pglab.noise import Purpose
 from pglab.optimizers import clip_by_member
@@ -322,16 +322,17 @@ class OnPolicyAgent(Agent):
         with torch.no_grad():
             distribution = policy.distribution(parameters, prepared.obs, mask, prepared.recorded).detach()
         critic = None if self.critic is None else self.q(prepared.obs)
+        value = prepared.batch.value
+        signal = Signal(value=torch.ones_like(value), critic=critic, obs=prepared.obs)
+        grads, _ = cotangents(self.config.estimator, distribution, prepared.draw, signal, self.estimator_state())
         weight = prepared.weight * self.num_envs
+        # An estimate that is linear in the value is, row by row, the value times that of the value 1.
+        ones = row_gradients(policy, parameters, prepared.obs, grads, weight, mask, prepared.recorded)
 
-        def rows(value: Tensor) -> RowGradients:
-            signal = Signal(value=value, critic=critic, obs=prepared.obs)
-            grads, _ = cotangents(self.config.estimator, distribution, prepared.draw, signal, self.estimator_state())
-            return row_gradients(policy, parameters, prepared.obs, grads, weight, mask, prepared.recorded)
+        def along(baseline: Tensor) -> tuple[Tensor, Tensor]:
+            return ones.along(ones.column_sums(value - baseline)), ones.squared_norms()
 
-        value = rows(prepared.batch.value).column_sums()
-        ones = rows(torch.ones_like(prepared.batch.value))
-        return Scores(value, ones.column_sums(), lambda: (ones.along(value), ones.squared_norms()))
+        return Scores(ones.column_sums(value), ones.column_sums(), along)
 
     def q(self, obs: Tensor) -> Critic:
         """Q at normalised observations `[T, P, N, O]`, of actions as a distribution gives them."""

@@ -35,9 +35,9 @@ class Scores:
     """`[P, N, n]`: grad S(value) of each column, no baseline subtracted: sum over its rows of value x score."""
     one: Tensor
     """`[P, N, n]`: grad S(1) of each column: the sum of its rows' scores. Its mean is zero."""
-    along: Callable[[], tuple[Tensor, Tensor]]
-    """Computes two tensors `[T, P, N]`: each row's own score's dot product with its column's `value`, and its squared
-    norm."""
+    along: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """Takes a baseline `[T, P, N]` and computes two such tensors: each row's own score's dot product with its column's
+    gradient with this baseline subtracted, and its squared norm."""
 
 
 @dataclass(frozen=True)

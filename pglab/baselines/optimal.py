@@ -103,8 +103,15 @@ class OptimalPerTime(_Optimal):
     everything before it, so E[s_t . s_u] = 0. The quadratic form is diagonal and each b_t is found by itself, where a
     system of equations would have to be solved otherwise. Note s_t . A and not |s_t|^2 value_t: a step's baseline also
     makes use of what its score has in common with the other steps' terms.
+
+    A is long and s_t short, so plain averages of s_t . A are noisy beyond use with a batch's few columns. Two things mend
+    it and leave the limit as it is. With m_u the past's mean value at step u, E[s_t . A] is estimated by
+    s_t . (A - sum_u m_u s_u) + m_t |s_t|^2, which has the same mean, whatever m is. And each step's b_t - m_t is shrunk
+    towards that of all steps together, as if by `prior` more rows. Steps that were never reached have 0.
     """
 
+    prior: Annotated[float, Field(ge=0)] = 100.0
+    """Rows that a step's own correction is weighed against; 0: every step by itself."""
     steps: Annotated[int, Field(ge=1)] = 1000
     """Steps of an episode that are told apart; later ones share the last."""
 
@@ -112,12 +119,29 @@ class OptimalPerTime(_Optimal):
     minimises = "trace of the covariance of a column's gradient, over functions of time"
     paper = "Greensmith, Bartlett & Baxter 2004; Peters & Schaal 2008"
 
+    def initial(self, members: int, device: Any) -> BaselineState:
+        return {name: torch.zeros(members, 0, device=device) for name in ("product", "square", "total", "count")}
+
+    def best(self, state: BaselineState) -> Tensor:
+        mean, square = ratio(state["total"], state["count"]), state["square"]  # [P, steps seen]
+        off = state["product"] - mean * square
+        shared = ratio(off.sum(1, keepdim=True), square.sum(1, keepdim=True))
+        prior = self.prior * ratio(square.sum(1, keepdim=True), state["count"].sum(1, keepdim=True))
+        return torch.where(state["count"] > 0, mean + ratio(off + prior * shared, square + prior), 0.0)
+
     def predict(self, state: BaselineState, batch: Batch) -> Tensor:
         at, size = of_episode(batch, self.steps, state["product"].shape[1])
         return by_rows(fit(self.best(state), size).gather(1, at), batch.value.shape)
 
     def update(self, state: BaselineState, batch: Batch) -> tuple[BaselineState, dict[str, Tensor]]:
         at, size = of_episode(batch, self.steps, state["product"].shape[1])
-        alive = by_columns(batch.valid)
-        along, square = (sums(by_columns(x) * alive, at, size) for x in _scores(batch).along())
-        return self.moved(state, along, square, sums(alive.to(along.dtype), at, size) > 0), {}
+        alive = by_columns(batch.valid.to(batch.value.dtype))
+        count = sums(alive, at, size)
+
+        def moved(name: str, rows: Tensor) -> Tensor:
+            return running(fit(state[name], size), sums(rows * alive, at, size), count > 0, self.decay)
+
+        found = {"total": moved("total", by_columns(batch.value)), "count": moved("count", alive)}
+        mean = ratio(found["total"], found["count"]).gather(1, at)  # [P, T*N]
+        along, square = (by_columns(x) for x in _scores(batch).along(by_rows(mean, batch.value.shape)))
+        return found | {"product": moved("product", along + mean * square), "square": moved("square", square)}, {}

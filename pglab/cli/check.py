@@ -22,11 +22,13 @@ something is biased that says it is not, or does not work.
   pglab check gumbel_softmax --temperature 0.1
   pglab check
 """
-LEGEND = """\
-|z|: the largest distance of a coordinate's mean from the exact gradient, in standard errors; above {threshold:.2f}, twice on
-independent draws, it is called biased (false alarms: {alarm:.0e} in all). bias: that distance over the gradient's largest
-coordinate. sees: the bias that would have been seen. variance: trace, of one estimate; beside it, its ratio to
-score_function's without a baseline and with leave_one_out at the same number of draws."""
+LEGEND = (
+    "|z|: the largest distance of a coordinate's mean from the exact gradient (or from the estimator whose mean it claims), "
+    "in standard errors; above {threshold:.2f}, twice on independent draws, it is called biased (false alarms: {alarm:.0e} "
+    "in all). bias: the largest distance from the exact gradient over the gradient's largest coordinate; sees: the bias "
+    "that would have been called one. variance: the trace, of one estimate; beside it, that over score_function's without "
+    "a baseline and with leave_one_out at the same number of draws."
+)
 OPTIONS = "settings:\n  Options of the method named, as --name value: --temperature 0.1\n"
 
 
@@ -52,9 +54,8 @@ def main(arguments: list[str]) -> int:
     todo = named(options.name) if options.name else methods(options.plugin)
     if not todo:
         raise PglabError(f"Plug-in {options.plugin[0]!r} registers no estimator, baseline or distribution.")
-    jobs = options.jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else options.jobs or 1
-    reports = []
-    for report in run(todo, dict(settings), options.plugin, min(jobs, len(todo))):
+    reports: list[Report] = []
+    for report in run(todo, dict(settings), options.plugin, min(options.jobs or cores(), len(todo))):
         reports.append(report)
         if not options.quiet and len(todo) > 3:
             print(f"[{len(reports)}/{len(todo)}] {line(report)}", flush=True)
@@ -66,6 +67,11 @@ def main(arguments: list[str]) -> int:
 
 
 # -- running
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(todo: Sequence[tuple[str, str]], settings: dict[str, Any], plugins: list[str], jobs: int) -> Iterator[Report]:
@@ -132,8 +138,7 @@ def show(reports: Sequence[Report]) -> None:
         for report in reports:
             details(console, report)
     if any(r.part != "distribution" for r in reports) and len(reports) <= 3:
-        console.print(LEGEND.format(threshold=THRESHOLD, alarm=FALSE_ALARM), soft_wrap=False)
-        print()
+        console.print(LEGEND.format(threshold=THRESHOLD, alarm=FALSE_ALARM), end="\n\n")
     for report in reports:
         if len(reports) <= 3 or report.failed:
             console.print(line(report))
@@ -146,7 +151,13 @@ def details(console: Any, report: Report) -> None:
     width = min(console.width, 110)
     if report.part == "distribution":
         rows = [vars(r) for r in report.rows if isinstance(r, Property)]
-        columns = ["property", "examples", Column("error", "off by", ".1e"), Column("allowed", "", ".0e"), "verdict"]
+        columns: list[Column | str] = [
+            "property",
+            "examples",
+            Column("error", "off by", ".1e"),
+            Column("allowed", "", ".0e"),
+            "verdict",
+        ]
         console.print(rich_table(by_property(rows), columns, f"distribution {report.name}", width))
     else:
         columns = [
@@ -154,10 +165,10 @@ def details(console: Any, report: Report) -> None:
             Column("z", "|z|", ".2f"),
             Column("bias", "", percent),
             Column("seen", "sees", percent),
+            "verdict",
             Column("variance", "", ".3g"),
             Column("to_score_function", "/ score function", ".3g"),
-            Column("to_leave_one_out", "/ leave-one- out", ".3g"),
-            "verdict",
+            Column("to_leave_one_out", "/ leave one out", ".3g"),
         ]
         shown = [r for r in report.rows if isinstance(r, Row)]
         for family in dict.fromkeys(r.family for r in shown):
@@ -197,10 +208,11 @@ def summary(console: Any, reports: Sequence[Report]) -> None:
             for r in reports
             if r.part == part
         ]
-        columns = ["name", "problems", Column("z", "|z|", ".1f"), Column("bias", "", percent)]
+        columns: list[Column | str] = ["name", "problems", Column("z", "|z|", ".1f"), Column("bias", "", percent)]
         if part == "distribution":
             columns = ["name", Column("problems", "properties")]
-        console.print(rich_table(rows, [*columns, Column("seconds", "", ".1f"), "verdict"], f"{part}s", 80))
+        columns += [Column("seconds", "", ".1f"), "verdict"]
+        console.print(rich_table(rows, columns, f"{part}s", 80))
 
 
 def short(report: Report) -> str:

@@ -102,12 +102,21 @@ def _environments() -> list[dict[str, Any]]:
             {
                 "environment": name,
                 "observations": made.observation_size,
-                "actions": str(made(num_envs=1).single_action_space),
+                "actions": _space(made(num_envs=1).single_action_space),
                 "time limit": made.max_episode_steps,
                 "arguments": ", ".join(made.options) or None,
             }
         )
     return rows
+
+
+def _space(space: Any) -> str:
+    """A space in words; one of many equal factors in few."""
+    import numpy as np
+
+    sizes = np.ravel(getattr(space, "nvec", 0))
+    many = sizes.size > 8 and bool((sizes == sizes[0]).all()) and not space.start.any()
+    return f"MultiDiscrete([{sizes[0]}] * {sizes.size})" if many else str(space)
 
 
 def _configs() -> list[dict[str, Any]]:

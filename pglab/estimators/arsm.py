@@ -79,17 +79,17 @@ def numbers(k: int, device: torch.device) -> Tensor:
 def swapped(logits: Tensor, noise: Tensor, valid: Tensor) -> Tensor:
     """The categories drawn with no swap and with every pair of noises swapped, `[*rows, 1 + pairs, D]`.
 
-    A swap changes two of the scores log E - logit; the winner is the better of these two and of the best other one, which
-    is among the three best of all.
+    A swap changes two of the scores log E - logit, and the smallest wins. The two keep their sum, so the smaller of them
+    stays at or below the larger before: the best other one matters only where it is among the two best of all.
     """
     k = logits.shape[-1]
     c, j = pairs(k, logits.device)
     log_e = noise.log()
     score = torch.where(valid, log_e - logits, torch.inf)  # [*rows, D, K]
-    best, at = score.topk(min(3, k), largest=False)  # [*rows, D, 3]
+    best, at = score.topk(min(2, k), largest=False)  # [*rows, D, 2]
     drawn = at[..., 0].unsqueeze(-1)  # [*rows, D, 1]
     c_, j_ = c.unsqueeze(-1), j.unsqueeze(-1)
-    taken = (at.unsqueeze(-2) == c_) | (at.unsqueeze(-2) == j_)  # [*rows, D, pairs, 3]
+    taken = (at.unsqueeze(-2) == c_) | (at.unsqueeze(-2) == j_)  # [*rows, D, pairs, 2]
     other, which = torch.where(taken, torch.inf, best.unsqueeze(-2)).min(-1)  # [*rows, D, pairs]
     of_c, of_j = log_e[..., j] - logits[..., c], log_e[..., c] - logits[..., j]  # their scores after the swap
     winner = torch.where(of_c < of_j, c, j)

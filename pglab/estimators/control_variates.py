@@ -19,7 +19,7 @@ from pglab.estimators.learned import Learned, Views, apply, named
 from pglab.networks import MLP
 from pglab.noise import Noise
 
-UNSEEN = 1e-6
+UNSEEN = 1e-30
 """The weight of a size of 1 that values are taken to have before any is seen."""
 MEMORY = 0.99
 """How much of the past a running mean keeps at each batch."""

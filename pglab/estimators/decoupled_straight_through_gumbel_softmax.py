@@ -23,7 +23,8 @@ class DecoupledStraightThroughGumbelSoftmax(HardDraw):
     is (if it divided the noise too, the draw would not depend on it). The policy's own draw is that of tau_f = 1; at
     any other, f's slope is taken at a draw remade from the same noise, which follows softmax(logits / tau_f). Where
     both are 1 this is `straight_through_gumbel_softmax` at temperature 1; where both are tau it is that of the logits /
-    tau. """
+    tau.
+    """
 
     forward_temperature: Swept = [Schedule(start=1.0)]
     """Temperature of the draw at which f is differentiated, above 0: a number, a schedule, or a list of them."""

@@ -122,11 +122,9 @@ class DeltaMethod(Estimator):
         if self.coefficient == "one":
             return {}, {}
         estimates, controls, _ = self.parts(distribution, draw, signal)
-        exists = (weight > 0).unsqueeze(-1)
         rows = {}
         for p, g, c in zip(distribution.parameters, estimates, controls, strict=True):
-            c = torch.where(exists, c, 0.0)
-            rows[f"product_{p}"] = (torch.where(exists, g, 0.0) * c).sum(-1)
+            rows[f"product_{p}"] = (g * c).sum(-1)
             rows[f"square_{p}"] = (c * c).sum(-1)
         moments = with_batch(state["moments"], weight, MEMORY, **rows)
         names = [f"estimator/coefficient_{p}" for p in distribution.parameters]

@@ -20,7 +20,8 @@ class GappedStraightThrough(TemperedHardDraw):
     others by a gap (GST; Fan, Chi, Rudnicky & Ramadge 2022).
 
     m1 lifts the drawn logit to the largest one, m2 lowers every other to at most the largest less the gap. Without
-    noise of its own, its variance is D's alone. """
+    noise of its own, its variance is D's alone.
+    """
 
     gap: Literal["p"] | Annotated[float, Field(ge=0)] = 1.0
     """By how much the drawn logit leads, at least; `p`: -log(1 - p_D) / p_D, the mean lead of Gumbels that draw D."""

@@ -16,9 +16,10 @@ class GumbelRao(TemperedHardDraw):
     """mean_k J_tau(logits + G^k)^T f'(D), with K draws of the Gumbels given D: the straight-through Gumbel-Softmax
     estimator averaged over the noise that makes the same draw (GR-MC_K; Paulus, Maddison & Krause 2021).
 
-    Its mean is that of `straight_through_gumbel_softmax` at the same temperature, and its variance is E[var(ST-GS | D)]
-    / K + var(E[ST-GS | D]) (Proposition 3): the same for K = 1, less for more. f is still evaluated once. The
-    conditional noise depends on the logits and must not be differentiated: then the mean would be another one. """
+    Its mean is that of `straight_through_gumbel_softmax` at the same temperature, and its variance is
+    E[var(ST-GS | D)] / K + var(E[ST-GS | D]) (Proposition 3): the same for K = 1, less for more. f is still evaluated
+    once. The conditional noise depends on the logits and must not be differentiated: the mean would be another one.
+    """
 
     samples: Annotated[int, Field(ge=1)] = 10
     """Draws of the Gumbels given D, the paper's K."""

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pglab.distributions import Distribution, Gaussian
+from pglab.distributions import Distribution
 from pglab.estimators.base import Draw, Signal, State, register_estimator
 from pglab.estimators.control_variates import LearnedFunction, scored
 from pglab.estimators.learned import Views
-
-
-def differentiable(distribution: Distribution, draw: Draw) -> Tensor:
-    """The drawn action with the gradient of the parameters at fixed noise, `[*rows, D]`. From the noise where a Gaussian's
-    is known: a - mean is rounded away for a tiny std."""
-    if isinstance(distribution, Gaussian) and draw.noise is not None:
-        return distribution.rsample(draw.noise)
-    return distribution.at_its_noise(draw.action)
 
 
 class ContinuousControl(LearnedFunction):
@@ -33,7 +25,7 @@ class ContinuousControl(LearnedFunction):
 
     def control(self, views: Views, distribution: Distribution, draw: Draw, signal: Signal, state: State) -> Tensor:
         """c at the draw, `[*rows]`, with the gradient of the parameters. It sees the executed action."""
-        action = distribution.executed(differentiable(distribution, draw))
+        action = distribution.executed(distribution.at_its_noise(draw.action))
         return self.function(views, action, distribution, signal, state)
 
     def surrogate(self, distribution: Distribution, draw: Draw, signal: Signal, state: State) -> Tensor:

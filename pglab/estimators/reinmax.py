@@ -22,7 +22,8 @@ class ReinMax(TemperedHardDraw):
 
     At temperature 1 the mean is exact where f is quadratic in every factor for any values of the others. The variance
     is usually above straight-through's. The temperature (the authors': 1 and above) moves pi_D alone, and J carries no
-    factor 1 / tau. """
+    factor 1 / tau.
+    """
 
     temperature: Swept = [Schedule(start=1.0)]
     """Temperature of pi_D, at least 1: a number, a schedule, or a list of them to sweep."""

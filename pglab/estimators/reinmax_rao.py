@@ -26,7 +26,8 @@ class ReinMaxRao(TemperedHardDraw):
 
     GR_tau(theta_D) = mean_k J_tau(theta_D + G^k), the Gumbels drawn given that theta_D + G makes D. The second term
     stays at the logits, as in ReinMax, where eq. 17 prints theta_D. The replacement has another mean, so the exactness
-    for quadratics is lost. """
+    for quadratics is lost.
+    """
 
     samples: Annotated[int, Field(ge=1)] = 10
     """Draws of the Gumbels given D."""
@@ -52,7 +53,8 @@ class ReinMaxCV(TemperedHardDraw):
     term `samples` more of them. Then the correction has mean 0 given D, the mean is ReinMax's, and, because ReinMax is
     a function of D, the correction is uncorrelated with it: the variance is ReinMax's plus c^2 (1 + 1 / samples)
     E[var(STGS | D)], never less. With noise of another law (that of the draw itself, say) the correction would have a
-    mean of its own, and what it saves in variance it would take from there. """
+    mean of its own, and add bias.
+    """
 
     samples: Annotated[int, Field(ge=1)] = 10
     """Draws of the Gumbels given D, for the Gumbel-Rao term."""

@@ -18,7 +18,8 @@ class StraightThrough(HardDraw):
 
     With J the softmax's (sigmoid's) Jacobian the mean is exact where f is linear in every factor: the first order of an
     expansion of the true gradient (Liu et al. 2023). `identity`, the paper's other variant, passes the slope on as it
-    is and is no more than a direction. """
+    is and is no more than a direction.
+    """
 
     jacobian: Literal["softmax", "identity"] = "softmax"
     """Derivative of the draw's mean (softmax), or none (identity; what would shift all logits alike is left out)."""

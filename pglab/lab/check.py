@@ -45,7 +45,7 @@ THRESHOLD = -NormalDist().inv_cdf(FALSE_ALARM / COMPARISONS / 2)
 SEEN = 0.05
 """Draws are added until a bias of this fraction of the standard deviation, and of the largest coordinate of the gradient,
 would be seen, or the budget is spent."""
-PILOT, FEWEST, BUDGET = 4096, 16384, 2**20
+PILOT, FEWEST, BUDGET = 4096, 16384, 2**21
 """Estimates from which coefficients and sample sizes are taken, the fewest made afterwards, and about the most numbers
 drawn for one problem."""
 RARE = 0.01
@@ -337,7 +337,9 @@ def known_of(family: type[Distribution]) -> tuple[Known, ...]:
 # -- estimators
 
 
-def check_estimator(estimator: str | Mapping[str, Any] | Estimator) -> Report:
+def check_estimator(
+    estimator: str | Mapping[str, Any] | Estimator, families: Iterable[type[Distribution]] = FAMILIES
+) -> Report:
     """One estimator on the problems of every family that it serves.
 
     Where it takes baselines, also with a constant and with one per factor; where it takes f's value and a critic, also
@@ -345,7 +347,7 @@ def check_estimator(estimator: str | Mapping[str, Any] | Estimator) -> Report:
     """
     part: Estimator = _built(ESTIMATORS, estimator)
     start = time.perf_counter()
-    rows = [row for family in FAMILIES if part.serves(family) for row in _on_family(part, known_of(family))]
+    rows = [row for family in families if part.serves(family) for row in _on_family(part, known_of(family))]
     declared = f"biased: {part.declared_bias}" if part.declared_bias else "unbiased"
     return _report(part.name, "estimator", declared, part.same_mean_as, rows, start)
 
@@ -396,14 +398,16 @@ def _apart(problem: Problem) -> Problem:
 # -- baselines
 
 
-def check_baseline(baseline: str | Mapping[str, Any] | Baseline) -> Report:
+def check_baseline(
+    baseline: str | Mapping[str, Any] | Baseline, families: Iterable[type[Distribution]] = FAMILIES
+) -> Report:
     """One baseline under score_function: on an episodic problem where every pair of episodes is enumerated, and on the
     plain problems that it serves, `DRAWS` draws per estimate."""
     part: Baseline = _built(BASELINES, baseline)
     start = time.perf_counter()
     rows, refused = list(_episodes(part)), []
     score_function = ESTIMATORS.get("score_function")()
-    for one in (k for family in FAMILIES for k in known_of(family)[: None if family in WHOLE else 2]):
+    for one in (k for family in families for k in known_of(family)[: None if family in WHOLE else 2]):
         try:
             problem = _problem(score_function, one.case, part, DRAWS)
         except PglabError as error:
@@ -600,4 +604,6 @@ def _report(
 
 def percent(x: float) -> str:
     """A fraction as a percentage of two digits."""
+    if x < 1e-9:
+        return "0 %"
     return f"{100 * x:.2g} %" if x < 1 else f"{100 * x:,.0f} %"

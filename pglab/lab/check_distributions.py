@@ -25,10 +25,12 @@ from pglab.lab.oracles import exact_gradient
 from pglab.noise import Noise, Purpose
 from pglab.objectives import Objective
 
-SAMPLES, NODES = 20_000, 161
+SAMPLES = 20_000
 LAW = 9.0
 """Minus the logarithm to base 10 of the p-value, above which (twice, on independent samples) a law is wrong: a billion laws
 could be tested for one to be called wrong by chance."""
+NODES = {1: 801, 2: 241}
+"""Nodes per variable of the quadratures, by number of variables; more than two would be too many."""
 ENTROPY = 0.3
 """Weight of the entropy in the gradient that is checked."""
 
@@ -133,8 +135,9 @@ def product(nodes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return x, w.prod(-1)
 
 
-def noise_rule(kind: str, dims: int, count: int) -> tuple[Tensor, Tensor]:
+def noise_rule(kind: str, dims: int) -> tuple[Tensor, Tensor]:
     """Nodes `[B, D]` and weights `[B]` that integrate over independent noises."""
+    count = NODES[dims]
     if kind == "normal":
         x = torch.linspace(-9, 9, count, dtype=torch.float64)
         w = torch.exp(-0.5 * x.square()) * (x[1] - x[0]) / math.sqrt(2 * math.pi)
@@ -415,17 +418,12 @@ def _carries_its_gradient(one: Distribution, f: Objective) -> Found:
     return difference(found, made), 1e-6
 
 
-def _joint(one: Distribution, count: int) -> tuple[Tensor, Tensor] | None:
-    """A rule over the joint density; None for more than two factors, where it would be too large."""
-    return None if one.noise_shape[-1] > 2 else product(*density_rule(one, count))
-
-
 def _integral(one: Distribution, f: Objective, weight: float) -> Tensor | None:
-    """The gradient of the integral of p (f - weight log p), flat."""
-    rule = _joint(one, NODES)
-    if rule is None:
+    """The gradient of the integral of p (f - weight log p), flat; None for more than two factors."""
+    dims = one.noise_shape[-1]
+    if dims not in NODES:
         return None
-    z, w = rule
+    z, w = product(*density_rule(one, NODES[dims]))
     w = w * slope(one, z).abs().prod(-1)
     value = f(one.executed(z))
 
@@ -449,7 +447,7 @@ def _pathwise(one: Distribution, f: Objective) -> Found:
     exact = _integral(one, f, 0.0)
     if exact is None:
         return None
-    noise, w = noise_rule(one.noise_kind, one.noise_shape[-1], NODES)
+    noise, w = noise_rule(one.noise_kind, one.noise_shape[-1])
     found = gradients_of(lambda d: (w * f(d.executed(rows(d, len(w)).rsample(noise)))).sum(), one)
     return difference(found, exact), 1e-5
 
@@ -460,7 +458,7 @@ def _gradient(one: Distribution, f: Objective) -> Found:
     exact = _integral(one, f, ENTROPY)
     if exact is None:
         return None
-    noise, w = noise_rule(one.noise_kind, one.noise_shape[-1], NODES)
+    noise, w = noise_rule(one.noise_kind, one.noise_shape[-1])
     many = rows(one, len(w))
     z = many.sample(noise)
     signal = Signal(value=f(one.executed(z)))

@@ -187,10 +187,11 @@ def scores(layout: Layout) -> Scores:
     rows = (layout.action - policy(layout).probs()) * (layout.weight() * columns)[..., None, None]
     value = by_parameter(layout, rows * layout.value[..., None, None])
 
-    def along() -> tuple[Tensor, Tensor]:
+    def along(baseline: Tensor) -> tuple[Tensor, Tensor]:
         p, n = value.shape[:2]
         member, column = torch.arange(p)[:, None], torch.arange(n)
-        there = value.unflatten(2, LOGITS.shape)[member, column, layout.state]  # [T, P, N, D, K]
+        left = by_parameter(layout, rows * (layout.value - baseline)[..., None, None])
+        there = left.unflatten(2, LOGITS.shape)[member, column, layout.state]  # [T, P, N, D, K]
         return (rows * there).sum((-1, -2)), rows.square().sum((-1, -2))
 
     return Scores(value, by_parameter(layout, rows), along)

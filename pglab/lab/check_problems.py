@@ -65,6 +65,20 @@ def quadratic(linear: Tensor, direction: Tensor) -> Objective:
     return f
 
 
+def cubic(linear: Tensor, direction: Tensor) -> Objective:
+    """linear . z + (direction . z)^3 over all entries of z."""
+
+    def f(z: Tensor) -> Tensor:
+        flat = z.flatten(1)
+        return flat @ linear.flatten() + (flat @ direction.flatten()) ** 3
+
+    return f
+
+
+def wave(direction: Tensor) -> Objective:
+    return lambda z: torch.sin(2 * (z.flatten(1) @ direction.flatten()))
+
+
 def distances(targets: Tensor) -> Objective:
     return lambda z: (z - targets).square().sum(-1)
 
@@ -74,20 +88,20 @@ def _categorical() -> list[Case]:
     mask = torch.tensor([[True, True, False, True], [False, True, True, False]])
     same = vector(0.6, -0.2, -0.9).expand(2, 3)
     return [
-        Case("2 categories", Categorical(vector(0.3, -0.4)[None]), table(vector(1.0, 0.2))),
+        Case("2 categories", Categorical(vector(0.3, -0.4)[None]), cubic(vector(1.0, 0.2), vector(0.9, -0.6))),
         Case(
             "10 categories",
             Categorical(0.3 * numbers(1, 10)),
-            quadratic(numbers(1, 10, phase=1.0), numbers(1, 10, phase=2.0)),
+            cubic(numbers(1, 10, phase=1.0), numbers(1, 10, phase=3.0)),
         ),
         Case(
             "peaked, 4 categories", Categorical(log(vector(0.94, 0.03, 0.02, 0.01))[None]), table(vector(0.2, 1, -2, 3))
         ),
-        Case("2 factors", Categorical(numbers(2, 3)), table(numbers(3, 3, phase=2.0))),
+        Case("2 factors", Categorical(numbers(2, 3)), table(numbers(3, 3, phase=3.5))),
         Case(
-            "3 factors, f quadratic",
+            "3 factors, f a wave",
             Categorical(0.5 * numbers(3, 2)),
-            quadratic(numbers(3, 2), numbers(3, 2, phase=0.5)),
+            wave(numbers(3, 2, phase=2.5)),
         ),
         Case("masked categories", Categorical(numbers(2, 4, phase=0.7), mask), table(numbers(4, 4, phase=3.0))),
         Case("2 factors, one parameter", Categorical(same), table(numbers(3, 3, phase=4.0)), shared=True),
@@ -97,13 +111,11 @@ def _categorical() -> list[Case]:
 def _bernoulli() -> list[Case]:
     return [
         Case("1 bit", Bernoulli(vector(0.4)), lambda z: (z - 0.2).square().sum(-1)),
-        Case("1 bit, peaked", Bernoulli(vector(-3.0)), lambda z: (2 * z - 0.5).square().sum(-1)),
+        Case("1 bit, peaked", Bernoulli(vector(-3.0)), lambda z: ((2 * z - 0.5) ** 3).sum(-1)),
         Case("2 bits, f their parity", Bernoulli(vector(0.5, -1.0)), parity),
-        Case("4 bits, f quadratic", Bernoulli(numbers(4)), quadratic(numbers(4, phase=1.0), numbers(4, phase=2.0))),
+        Case("4 bits, f a wave", Bernoulli(numbers(4)), wave(numbers(4, phase=3.5))),
         Case("3 bits, f their product", Bernoulli(vector(1.5, 2.0, 0.5)), lambda z: 2 * z.prod(-1)),
-        Case(
-            "5 bits, peaked", Bernoulli(vector(2.5, -2.5, 2.0, -2.0, 3.0)), quadratic(numbers(5), numbers(5, phase=1.5))
-        ),
+        Case("5 bits, peaked", Bernoulli(vector(2.5, -2.5, 2.0, -2.0, 3.0)), cubic(numbers(5), numbers(5, phase=1.5))),
         Case(
             "3 bits, one parameter",
             Bernoulli(torch.full((3,), -0.5).double()),

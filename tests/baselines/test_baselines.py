@@ -27,7 +27,7 @@ def everything(key: int = 1, rows: tuple[int, int, int] = (4, 2, 3)) -> dict:
     scores = Scores(
         normal(*rows[1:], 5, key=key + 30),
         normal(*rows[1:], 5, key=key + 31),
-        lambda: (normal(*rows, key=key + 32), normal(*rows, key=key + 33).square()),
+        lambda b: (normal(*rows, key=key + 32) - b, normal(*rows, key=key + 33).square()),
     )
     action = d.sample(noise_of("exponential", tuple(d.noise_shape), key))
     return {

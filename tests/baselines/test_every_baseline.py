@@ -26,6 +26,7 @@ OPTIONS = [
     {"name": "group_normalised", "std": False},
     {"name": "whitened", "std": False},
     {"name": "optimal_per_time", "steps": 2},
+    {"name": "optimal_per_time", "prior": 0.0},
 ]
 EVERY = pytest.mark.parametrize("given", [*({"name": n} for n in BASELINES.names()), *OPTIONS], ids=str)
 T, P, N, WIDE = 4, 2, 3, 5
@@ -39,7 +40,11 @@ def random_batch(key: int, rows: tuple[int, int, int] = (T, P, N), valid: torch.
         valid = torch.arange(t)[:, None, None] < lengths
     d = make("categorical", rows, key=key)
     along = torch.where(valid, normal(*rows, key=key + 4), 0.0), torch.where(valid, normal(*rows, key=key + 5), 0.0)
-    scores = Scores(normal(p, n, WIDE, key=key + 2), normal(p, n, WIDE, key=key + 3), lambda: (along[0], along[1] ** 2))
+    scores = Scores(
+        normal(p, n, WIDE, key=key + 2),
+        normal(p, n, WIDE, key=key + 3),
+        lambda b: (along[0] - b * along[1] ** 2, along[1] ** 2),
+    )
     return Batch(
         obs=normal(*rows, 2, key=key + 1),
         value=torch.where(valid, normal(*rows, key=key) + 2, 0.0),
@@ -57,11 +62,11 @@ def random_batch(key: int, rows: tuple[int, int, int] = (T, P, N), valid: torch.
 def of_member(batch: Batch, p: int) -> Batch:
     """One member's rows."""
     d, scores = batch.distribution, batch.scores()
-    along = [x[:, p : p + 1] for x in scores.along()]
+    along = [x[:, p : p + 1] for x in scores.along(torch.zeros_like(batch.value))]
     critic = Quadratic(d)
     critic.c, critic.w = critic.c[:, p : p + 1], critic.w[:, p : p + 1]
     rows = {name: getattr(batch, name)[:, p : p + 1] for name in ("obs", "value", "valid", "time", "v", "action")}
-    mine = Scores(scores.value[p : p + 1], scores.one[p : p + 1], lambda: (along[0], along[1]))
+    mine = Scores(scores.value[p : p + 1], scores.one[p : p + 1], lambda b: (along[0] - b * along[1], along[1]))
     return replace(batch, **rows, distribution=Categorical(d.logits[:, p : p + 1]), critic=critic, scores=lambda: mine)
 
 
@@ -180,8 +185,8 @@ def test_float32_stays_float32(given):
         d, s = batch.distribution, batch.scores()
         critic = Quadratic(d)
         critic.c, critic.w = critic.c.float(), critic.w.float()
-        along = [x.float() for x in s.along()]
-        scores = Scores(s.value.float(), s.one.float(), lambda: (along[0], along[1]))
+        along = [x.float() for x in s.along(torch.zeros_like(batch.value))]
+        scores = Scores(s.value.float(), s.one.float(), lambda b: (along[0] - b * along[1], along[1]))
         rows = {name: getattr(batch, name).float() for name in ("obs", "value", "v", "action")}
         return replace(batch, **rows, distribution=Categorical(d.logits.float()), critic=critic, scores=lambda: scores)
 

@@ -37,7 +37,11 @@ def one_step(value: torch.Tensor, one: torch.Tensor, probability: torch.Tensor) 
     """A batch of one-step columns with exact expectations."""
     root = probability.sqrt().unsqueeze(1)
     a, s = value * root, one * root
-    scores = Scores(a, s, lambda: ((a * s).sum(-1).unsqueeze(0), s.square().sum(-1).unsqueeze(0)))
+
+    def along(b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return ((a - b[0].unsqueeze(-1) * s) * s).sum(-1).unsqueeze(0), s.square().sum(-1).unsqueeze(0)
+
+    scores = Scores(a, s, along)
     shape = (1, value.shape[0], value.shape[1])
     ok = torch.ones(shape, dtype=torch.bool)
     zero = torch.zeros(shape, dtype=F64)
@@ -109,7 +113,7 @@ def test_one_bernoulli_has_no_variance_left(theta, t, plain, mean):
     assert variance((p * f).sum()) == pytest.approx(mean, rel=1e-3, abs=1e-15)
     for b in (
         Optimal().predict(fitted(Optimal(), batch), batch)[0, 0, 0],
-        OptimalPerTime().predict(fitted(OptimalPerTime(), batch), batch)[0, 0, 0],
+        OptimalPerTime(prior=0).predict(fitted(OptimalPerTime(prior=0), batch), batch)[0, 0, 0],
         OptimalPerParameter().coefficient(fitted(OptimalPerParameter(), batch))[0, 0],
     ):
         assert variance(b) == pytest.approx(0, abs=1e-15)
@@ -155,11 +159,12 @@ def chain() -> tuple[Batch, torch.Tensor, torch.Tensor]:
     assert float(p.sum()) == pytest.approx(1)
     a = (score * value.unsqueeze(-1)).sum(0)  # [N, n]
     root = p.sqrt().unsqueeze(1)
-    scores = Scores(
-        (a * root).unsqueeze(0),
-        (score.sum(0) * root).unsqueeze(0),
-        lambda: (((score * a).sum(-1) * p).unsqueeze(1), (score.square().sum(-1) * p).unsqueeze(1)),
-    )
+
+    def along(b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        left = a - (score * b[:, 0].unsqueeze(-1)).sum(0)
+        return ((score * left).sum(-1) * p).unsqueeze(1), (score.square().sum(-1) * p).unsqueeze(1)
+
+    scores = Scores((a * root).unsqueeze(0), (score.sum(0) * root).unsqueeze(0), along)
     ok, time = valid.unsqueeze(1), torch.arange(LENGTH)[:, None, None].expand(LENGTH, 1, len(p))
     one = Batch(
         torch.zeros(LENGTH, 1, len(p), 0), value.unsqueeze(1) * ok, ok, time, scores=lambda: scores, whole_episodes=True
@@ -183,15 +188,15 @@ def test_scores_of_different_steps_are_uncorrelated_and_the_optimum_decouples():
     # The least-squares problem for all three at once, with whatever the Gram matrix is.
     wide = (score * p.sqrt().view(1, -1, 1)).flatten(1).T
     best = torch.linalg.lstsq(wide, (a * p.sqrt().unsqueeze(1)).flatten().unsqueeze(1)).solution[:, 0]
-    found = OptimalPerTime().predict(fitted(OptimalPerTime(), batch), batch)[:, 0, 0]
+    found = OptimalPerTime(prior=0).predict(fitted(OptimalPerTime(prior=0), batch), batch)[:, 0, 0]
     torch.testing.assert_close(found, best, rtol=1e-10, atol=0)
 
 
 def test_more_constants_leave_less_variance():
     batch, score, a = chain()
-    per_time = OptimalPerTime().predict(fitted(OptimalPerTime(), batch), batch)[:, 0, 0]
+    per_time = OptimalPerTime(prior=0).predict(fitted(OptimalPerTime(prior=0), batch), batch)[:, 0, 0]
     scalar = Optimal().predict(fitted(Optimal(), batch), batch)[:, 0, 0]
-    shared = OptimalPerTime(steps=2)
+    shared = OptimalPerTime(steps=2, prior=0)
     last_two = shared.predict(fitted(shared, batch), batch)[:, 0, 0]
     value, valid = batch.value[:, 0], batch.valid[:, 0]
     p = episodes()[3]
@@ -230,9 +235,9 @@ def test_one_per_parameter_minimises_every_variance():
 def test_sums_are_of_the_past_and_decay():
     batch, *_ = chain()
     scores = batch.scores()
-    double = Scores(2 * scores.value, scores.one, lambda: (2 * scores.along()[0], scores.along()[1]))
+    double = Scores(2 * scores.value, scores.one, lambda b: (2 * scores.along(b / 2)[0], scores.along(b)[1]))
     later = replace(batch, scores=lambda: double)
-    for baseline in (Optimal(decay=0.25), OptimalPerTime(decay=0.25)):
+    for baseline in (Optimal(decay=0.25), OptimalPerTime(decay=0.25, prior=0)):
         state = baseline.initial(1, "cpu")
         assert not bool(baseline.predict(state, batch).any())
         state = baseline.update(state, batch)[0]
@@ -256,15 +261,15 @@ def test_dead_parameters_have_0_and_nothing_is_nan():
     found = OptimalPerParameter().coefficient(state)
     assert found[0, 2:].tolist() == [0.0, 0.0]
     assert bool((found[0, :2] != 0).all())
-    none = Scores(0 * s.value, 0 * s.one, lambda: tuple(0 * x for x in s.along()))
-    for baseline in (Optimal(), OptimalPerTime()):
+    none = Scores(0 * s.value, 0 * s.one, lambda b: tuple(0 * x for x in s.along(b)))
+    for baseline in (Optimal(), OptimalPerTime(prior=0)):
         found = baseline.predict(fitted(baseline, replace(batch, scores=lambda: none)), batch)
         assert not bool(found.any())
 
 
 def test_a_step_that_batches_rarely_reach_is_remembered():
     batch, *_ = chain()
-    baseline = OptimalPerTime()
+    baseline = OptimalPerTime(prior=0)
     state = fitted(baseline, batch)
     b = baseline.predict(state, batch)[:, 0, 0]
     short = replace(batch, valid=batch.valid & (batch.time < 1))
@@ -316,3 +321,33 @@ def test_categorical_factors_have_a_constant_for_every_logit():
     torch.testing.assert_close(found, loop)
     one = Problem.of("score_function", d, f, baseline={"name": "optimal_per_parameter", "decay": 0.99})
     torch.testing.assert_close(one.baseline.coefficient(one.baseline_state)[0], loop, rtol=0.1, atol=0.02)
+
+
+def test_a_prior_of_rows_shrinks_every_steps_correction_of_the_mean():
+    """By hand from the sums: b_t = m_t + (off_t + k r c) / (q_t + k r), c all steps' own, r the mean square of a row."""
+    batch, score, a = chain()
+    p = episodes()[3]
+    b = OptimalPerTime(prior=7).predict(fitted(OptimalPerTime(prior=7), batch), batch)[:, 0, 0]
+    ok, value = batch.valid[:, 0].double(), batch.value[:, 0]
+    mean = value.sum(1) / ok.sum(1)
+    square = (score.square().sum(-1) * p).sum(1)
+    off = ((score * a).sum(-1) * p).sum(1) - mean * square
+    prior = 7 * square.sum() / ok.sum()
+    expected = mean + (off + prior * off.sum() / square.sum()) / (square + prior)
+    torch.testing.assert_close(b, expected, rtol=1e-10, atol=0)
+
+
+def test_what_a_correction_is_computed_from_has_the_mean_of_the_plain_product():
+    """Sampled chains: the products with the mean subtracted agree with the plain ones and vary less."""
+    batch, score, a = chain()
+    p = episodes()[3]
+    plain = (score * a).sum(-1)  # [T, N]
+    mean = torch.tensor([4.0, 2.0, 1.0], dtype=F64)
+    left = a - (score * mean.view(-1, 1, 1)).sum(0)
+    controlled = (score * left).sum(-1) + mean.unsqueeze(1) * score.square().sum(-1)
+    torch.testing.assert_close((p * controlled).sum(1), (p * plain).sum(1), rtol=1e-12, atol=0)
+
+    def variance(x: torch.Tensor) -> torch.Tensor:
+        return (p * x.square()).sum(1) - (p * x).sum(1).square()
+
+    assert bool((variance(controlled) < variance(plain)).all())

@@ -1,0 +1,212 @@
+"""One Bernoulli variable b, E[(b - t)^2] to be minimised in its logit: the toy of REBAR and of RELAX.
+
+Every estimator trains the logit itself, one draw a step, from theta = P(b = 1) = 1/2, and learns what it learns on the
+way. Its variance is that of draws of their own at the frozen logit and the frozen control variate.
+
+Sources: Tucker et al. (2017), section 5.1; Grathwohl et al. (2018), section 5.1 (its LaTeX source, and `toy.py` for the
+setting, in github.com/duvenaud/relax).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pglab.baselines import BASELINES
+from pglab.baselines.base import Batch, baselined
+from pglab.distributions import Bernoulli
+from pglab.estimators import ESTIMATORS, Draw, Signal
+from pglab.gradients import cotangents
+from pglab.noise import ChunkedNoise, Noise, Purpose
+from pglab.optimizers import OptimizerConfig
+
+TITLE = "One Bernoulli variable (REBAR, RELAX)"
+TEMPERATURE = 0.5
+LOWEST = 1e-30
+"""Variances below this are shown as this: a baseline can make them exactly 0."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A paper's setting."""
+
+    paper: str
+    t: float
+    steps: int
+    optimizer: OptimizerConfig
+    learning_rate: float
+
+
+CASES = {
+    "REBAR": Case("Tucker et al. 2017", 0.45, 5_000, OptimizerConfig(name="sgd"), 0.1),
+    "RELAX": Case("Grathwohl et al. 2018", 0.499, 10_000, OptimizerConfig(), 0.01),
+}
+LEARNING = {"temperature": TEMPERATURE, "estimator_learning_rate": 0.01}
+WAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "score_function": ({"name": "score_function"}, "none"),
+    "rebar": ({"name": "rebar", **LEARNING}, "none"),
+    "relax": ({"name": "relax", "hidden": (10,), **LEARNING}, "none"),
+    "score_function + moving_average": ({"name": "score_function"}, "moving_average"),
+}
+
+
+class Training:
+    """P logits, a seed each, trained side by side by one estimator; rows are `[1, P, N]`, actions `[1, P, N, 1]`."""
+
+    def __init__(self, case: Case, way: str, seeds: int) -> None:
+        part, against = WAYS[way]
+        self.case = case
+        self.estimator, self.baseline = ESTIMATORS.build(part), BASELINES.build(against)
+        self.noise = Noise.of_seeds(range(seeds))
+        self.logits = torch.zeros(seeds, 1)  # [P, 1]
+        self.optimizer = case.optimizer.initial(self.logits)
+        self.rate = torch.full((seeds, 1), case.learning_rate)
+        self.learned = self.estimator.initial(self.noise, (1,), 0)
+        self.against = self.baseline.initial(seeds, self.logits.device)
+        self.chunks = ChunkedNoise(self.noise)
+
+    def value(self, b: Tensor) -> Tensor:
+        """Minus the loss, `[..., rows]`: estimates are of the gradient that ascends."""
+        return -(b[..., 0] - self.case.t).square()
+
+    def rows(self, chunks: ChunkedNoise, index: int, n: int) -> tuple[Bernoulli, Draw, Signal, Batch]:
+        """N draws per member at the current logits, with everything that is known of them."""
+        d = Bernoulli(self.logits[None, :, None].expand(1, -1, n, 1))
+        u = chunks.take("uniform", Purpose.ACTION, index, (n, 1)).unsqueeze(0)
+        extra = {
+            name: chunks.take(kind, Purpose.EXTRA, index, (n, *shape), stream).unsqueeze(0)
+            for stream, (name, (kind, shape)) in enumerate(self.estimator.extra_noise("uniform", (1,)).items())
+        }
+        draw = Draw(d.sample(u), u, extra)
+        value = self.value(draw.action)
+        obs = value.new_zeros(*value.shape, 0)
+        batch = Batch(obs, value, torch.ones_like(value) > 0, torch.zeros_like(value, dtype=torch.int64), distribution=d)
+        signal = Signal(value=value, critic=self.value, obs=obs)
+        return d, draw, baselined(self.baseline, self.against, batch, signal), batch
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return {"temperature": TEMPERATURE, **self.learned}
+
+    def step(self, index: int) -> None:
+        """One draw per member: a step of the logit, then of what the estimator and the baseline learn."""
+        d, draw, signal, batch = self.rows(self.chunks, index, 1)
+        (g,), _ = cotangents(self.estimator, d, draw, signal, self.state)
+        if self.estimator.learns:
+            weight = torch.ones_like(batch.value)
+            self.learned, _ = self.estimator.update(self.state, d, draw, signal, weight)
+        self.against, _ = self.baseline.update(self.against, batch)
+        self.logits = self.logits.clone()
+        self.case.optimizer.step(self.logits, -g[0, :, 0], self.optimizer, self.rate)
+
+    def variances(self, index: int, draws: int) -> Tensor:
+        """The variance of one estimate for every member, `[P]`, float64; nothing learns."""
+        apart = ChunkedNoise(self.noise.apart(Purpose.MEASUREMENT), 1)
+        d, draw, signal, _ = self.rows(apart, index, draws)
+        (g,), _ = cotangents(self.estimator, d, draw, signal, self.state)
+        return g[0, :, :, 0].double().var(1)
+
+
+def plain_variance(theta: Tensor, t: float) -> Tensor:
+    """That of the score function without a baseline, in closed form."""
+    one, zero = (1 - t) ** 2, t**2
+    return theta * (1 - theta) * (one * (1 - theta) + zero * theta) ** 2
+
+
+def curve(case: Case, way: str, seeds: int, steps: int, every: int, draws: int) -> dict[str, Any]:
+    """One estimator's training: natural logarithms of variances, their difference to the plain score function's at the
+    same theta (both means over seeds), and where theta ended."""
+    training = Training(case, way, seeds)
+    found: dict[str, Any] = {"step": [], "log_variance": [], "over_plain": []}
+    for k in range(steps + 1):
+        if k % every == 0:
+            theta = torch.sigmoid(training.logits[:, 0].double())
+            log = training.variances(k // every, draws).clamp_min(LOWEST).log()
+            found["step"].append(k)
+            found["log_variance"].append(float(log.mean()))
+            found["over_plain"].append(float((log - plain_variance(theta, case.t).log()).mean()))
+        if k < steps:
+            training.step(k)
+    loss = theta * (1 - case.t) ** 2 + (1 - theta) * case.t**2
+    return found | {"loss": float(loss.mean()), "theta": theta.tolist(), "right": float((theta < 0.5).double().mean())}
+
+
+def run(quick: bool = False) -> dict[str, Any]:
+    seeds, draws = (3, 200) if quick else (10, 1000)
+    found: dict[str, Any] = {"seeds": seeds, "draws": draws, "cases": {}}
+    for name, case in CASES.items():
+        steps = 200 if quick else case.steps
+        ways = {way: curve(case, way, seeds, steps, steps // 50, draws) for way in WAYS}
+        found["cases"][name] = {"t": case.t, "steps": steps, "ways": ways}
+    return found
+
+
+def late(way: dict[str, Any], key: str = "log_variance") -> float:
+    """The mean over the last half of training."""
+    values = way[key]
+    return fmean(values[len(values) // 2 :])
+
+
+def page(record: dict[str, Any]) -> str:
+    from reporting import table
+
+    parts = [
+        "E[(b - t)^2] is minimised in the logit of theta = P(b = 1), from theta = .5, by the estimator itself with one draw a "
+        f"step ({record['seeds']} seeds). REBAR's setting: t = .45, SGD with learning rate .1. RELAX's: t = .499, Adam with "
+        ".01. rebar learns eta (from 1) and the temperature (from .5), relax its temperature and c, a tanh network with 10 "
+        f"hidden units, both by Adam with .01. Natural logarithms of the variance over {record['draws']} draws at frozen "
+        "parameters, mean over seeds. *Second half*: mean over the second half of training. *Beside the score function*: the "
+        "same, less that of the score function without a baseline at the same theta (closed form)."
+    ]
+    for name, case in record["cases"].items():
+        rows = []
+        for way, found in case["ways"].items():
+            at = [found["log_variance"][i] for i in (0, len(found["step"]) // 5, -1)]
+            cells = [f"{x:.2f}" for x in (*at, late(found))]
+            ratio = late(found, "over_plain")
+            rows.append([way, *cells, f"{ratio:+.2f}", f"{found['loss']:.5f}", f"{found['right']:.0%}"])
+        steps = case["steps"]
+        header = [
+            f"{name}'s setting, t = {case['t']:g}", "ln var, start", f"step {steps // 5:,}", f"step {steps:,}",
+            "second half", "beside the score function", "final loss", "theta < .5",
+        ]  # fmt: skip
+        parts += [table(header, rows), f"The best loss is {case['t'] ** 2:.5f}, at theta = 0."]
+    parts.append(
+        "Published: curves in figures only (Tucker et al., figure 1; Grathwohl et al., figure 1), not read off here. The "
+        "RELAX paper says of t = .499 that RELAX achieves \"the best performance\" of REINFORCE, REBAR and RELAX; neither "
+        "figure has a baseline. " + verdict(record)
+    )
+    return "\n\n".join(parts)
+
+
+def verdict(record: dict[str, Any]) -> str:
+    """What was found, from the numbers."""
+    said = []
+    for name, case in record["cases"].items():
+        score, rebar, relax, based = (late(case["ways"][way]) for way in WAYS)
+        order = "RELAX is below REBAR and REBAR below the score function" if relax < rebar < score else (
+            "RELAX is below the score function, REBAR is not" if relax < score else "RELAX is not below the score function"
+        )  # fmt: skip
+        beaten = "below all of them" if based < min(score, rebar, relax) else "not below all of them"
+        said.append(f"{name}'s setting: {order}; the score function with a moving average is {beaten}.")
+    return " ".join(said)
+
+
+def draw(axes: list[Any], record: dict[str, Any]) -> None:
+    """Two panels: the variance along training in either setting."""
+    from pglab.lab.figures import DASHES, PALETTE
+
+    for panel, (name, case) in zip(axes, record["cases"].items(), strict=True):
+        for k, (way, found) in enumerate(case["ways"].items()):
+            panel.plot(
+                found["step"], found["log_variance"], color=PALETTE[k], linestyle=DASHES[k % 4], linewidth=1.3, label=way
+            )
+        bottom = min(min(f["log_variance"]) for f in case["ways"].values())
+        panel.set(xlabel="step", ylabel="ln variance", title=f"{name}'s toy, t = {case['t']:g}")
+        panel.set_ylim(bottom=max(bottom, math.log(1e-9)))
+        panel.legend(fontsize=6)
