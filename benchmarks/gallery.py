@@ -28,9 +28,9 @@ from pglab.objectives import Problem
 
 LOGITS = torch.tensor([[0.9, 0.3, -0.4, -0.8], [-0.2, 1.0, 0.1, -0.9]], dtype=torch.float64)
 BITS = torch.tensor([0.8, -0.5, 0.2], dtype=torch.float64)
-LOGIT_SCALES = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
-STDS = (2.0, 1.4, 1.0, 0.7, 0.4, 0.2, 0.1, 0.05)
-CONCENTRATIONS = (1.2, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+LOGIT_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+STDS = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05)
+CONCENTRATIONS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
 def table(a: torch.Tensor) -> torch.Tensor:
@@ -136,6 +136,7 @@ def measured(name: str, setting: Setting, sharpness: float, n: int, **more: Any)
 def draw(name: str, curves: dict[str, Any], path: Path) -> None:
     """One panel per setting: variance, and squared bias where there is one, both over the squared norm of the gradient."""
     import matplotlib as mpl
+    import matplotlib.ticker
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
@@ -169,6 +170,9 @@ def draw(name: str, curves: dict[str, Any], path: Path) -> None:
         ax.set(xscale="log", yscale="log", xlabel=s.x)
         ax.set_ylim(bottom=max(ax.get_ylim()[0], 1e-6))
         ax.set_title(s.title, fontsize=8)
+        ax.xaxis.set_major_locator(mpl.ticker.FixedLocator(list(s.sharpness)))
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         ax.tick_params(labelsize=7)
         if s.invert:
             ax.invert_xaxis()

@@ -302,7 +302,7 @@ def test_a_learned_sigmas_gradient_is_that_of_the_smoothed_objective(quadratic: 
     env = trainer.environment(600, 96)
     twin.gradient(twin.collect(env, (0,))[0])
     exact = torch.tensor([-2 * 0.25 / 3, -2 * 0.04, 0.0]).double()
-    assert_mean(-twin.search.grad.double(), exact, 0.1)
+    assert_mean(-twin.search.grad.double(), exact, 0.12)
 
 
 def test_mirroring_and_common_starts_lower_the_variance(quadratic: None) -> None:
@@ -312,7 +312,7 @@ def test_mirroring_and_common_starts_lower_the_variance(quadratic: None) -> None
         "own": {"common_starts": "none"},
         "pair": {"common_starts": "pair"},
     }.items():
-        agent, trainer = evolving(LINEAR, {"agent": options})
+        agent, trainer = evolving(LINEAR, {"agent": {"sigma": 0.05, **options}})
         found = gradients(agent, lambda members: trainer.environment(members, 96), 100, 0)  # noqa: B023
         traces[name] = found.var(1).sum()
     assert traces["pair"] < 0.8 * traces["own"] < 0.5 * traces["plain"]
@@ -345,6 +345,7 @@ def test_a_learned_sigma_stays_within_its_bounds(quadratic: None) -> None:
 
 
 RUN: dict[str, Any] = {
+    "env": {"max_episode_steps": 30},
     "agent": {"perturbations": 4, "sigma": 0.2},
     "preprocessing": {"normalize_observations": True, "normalize_returns": True},
     "learning_rate": {"kind": "linear", "start": 3e-2, "end": 0.0},
@@ -363,7 +364,7 @@ RUN: dict[str, Any] = {
     [
         {},
         {"agent": {"shaping": "centered_ranks", "sigma": {"kind": "linear", "start": 0.3, "end": 0.1}}},
-        {**PGPE, "env": {"id": "Pendulum-v1", "max_episode_steps": 20}},
+        {**PGPE, "env": {"id": "Pendulum-v1"}},
         {"env": {"backend": "gymnasium", "autoreset_mode": "next_step"}},
     ],
     ids=["es", "ranks", "pgpe", "gymnasium"],

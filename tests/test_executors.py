@@ -115,6 +115,14 @@ def test_compiling_without_a_compiler_is_refused_in_one_sentence(monkeypatch: py
         Trainer(Config.read(merge(CARTPOLE, {"executor": "compile"})))
 
 
+@pytest.mark.parametrize("name", ["compile", "cudagraph"])
+def test_a_beta_policy_is_drawn_from_eagerly_only(name: Any) -> None:
+    config = {"env": {"id": "Pendulum-v1"}, "policy": {"distribution": "beta"}}
+    with pytest.raises(PglabError, match="'beta', which scipy does: choose eager"):
+        Trainer(Config.read(config | {"executor": name}))
+    assert isinstance(Trainer(Config.read(config)).agent.executor, Eager)
+
+
 def test_a_cuda_graph_without_a_gpu_is_refused_in_one_sentence() -> None:
     with pytest.raises(PglabError, match=r"^executor 'cudagraph' needs device cuda, not cpu: choose [^.]*\.$"):
         Trainer(Config.read(merge(CARTPOLE, {"executor": "cudagraph", "device": "cpu"})))

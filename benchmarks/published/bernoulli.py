@@ -85,7 +85,9 @@ class Training:
         draw = Draw(d.sample(u), u, extra)
         value = self.value(draw.action)
         obs = value.new_zeros(*value.shape, 0)
-        batch = Batch(obs, value, torch.ones_like(value) > 0, torch.zeros_like(value, dtype=torch.int64), distribution=d)
+        batch = Batch(
+            obs, value, torch.ones_like(value) > 0, torch.zeros_like(value, dtype=torch.int64), distribution=d
+        )
         signal = Signal(value=value, critic=self.value, obs=obs)
         return d, draw, baselined(self.baseline, self.against, batch, signal), batch
 
@@ -178,7 +180,7 @@ def page(record: dict[str, Any]) -> str:
         parts += [table(header, rows), f"The best loss is {case['t'] ** 2:.5f}, at theta = 0."]
     parts.append(
         "Published: curves in figures only (Tucker et al., figure 1; Grathwohl et al., figure 1), not read off here. The "
-        "RELAX paper says of t = .499 that RELAX achieves \"the best performance\" of REINFORCE, REBAR and RELAX; neither "
+        'RELAX paper says of t = .499 that RELAX achieves "the best performance" of REINFORCE, REBAR and RELAX; neither '
         "figure has a baseline. " + verdict(record)
     )
     return "\n\n".join(parts)
@@ -204,7 +206,12 @@ def draw(axes: list[Any], record: dict[str, Any]) -> None:
     for panel, (name, case) in zip(axes, record["cases"].items(), strict=True):
         for k, (way, found) in enumerate(case["ways"].items()):
             panel.plot(
-                found["step"], found["log_variance"], color=PALETTE[k], linestyle=DASHES[k % 4], linewidth=1.3, label=way
+                found["step"],
+                found["log_variance"],
+                color=PALETTE[k],
+                linestyle=DASHES[k % 4],
+                linewidth=1.3,
+                label=way,
             )
         bottom = min(min(f["log_variance"]) for f in case["ways"].values())
         panel.set(xlabel="step", ylabel="ln variance", title=f"{name}'s toy, t = {case['t']:g}")

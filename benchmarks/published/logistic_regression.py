@@ -104,7 +104,11 @@ WAYS: dict[str, tuple[dict[str, Any], str]] = {
     "score_function + moving_average": ({"name": "score_function"}, "moving_average"),
     "delta_method": ({"name": "delta_method"}, "none"),
 }
-DELTA, UNCOUPLED, EQUAL = "delta_method, best coefficient", "measure_valued, uncoupled", "score_function + moving_average, N = 4D"
+DELTA, UNCOUPLED, EQUAL = (
+    "delta_method, best coefficient",
+    "measure_valued, uncoupled",
+    "score_function + moving_average, N = 4D",
+)
 
 
 def estimates(q: Gaussian, f: Any, n: int, few: int) -> dict[str, Estimates]:
@@ -190,7 +194,13 @@ def claims(record: dict[str, Any]) -> list[str]:
     def line(claim: str, a: str, b: str, holds: Any, parameters: tuple[str, ...] = PARAMETERS) -> str:
         found = ratios(a, b, parameters)
         held = sum(bool(holds(r)) for r in found)
-        word = "Reproduced" if held == len(found) else "Not reproduced" if held == 0 else f"In {held} of {len(found)} cells"
+        word = (
+            "Reproduced"
+            if held == len(found)
+            else "Not reproduced"
+            if held == 0
+            else f"In {held} of {len(found)} cells"
+        )
         return f"- {claim}: {word}. {a} over {b}: {min(found):.3g} to {max(found):.3g}."
 
     moving = "score_function + moving_average"
@@ -218,5 +228,7 @@ def draw(axes: list[Any], record: dict[str, Any]) -> None:
             color=PALETTE[k % 7], linestyle=DASHES[k % 4], marker=MARKERS[k % 7], markersize=3, linewidth=1.2, label=way,
         )  # fmt: skip
     panel.set_xticks(range(len(steps)), [f"{s:,}" for s in steps])
-    panel.set(yscale="log", xlabel="step of the run", ylabel="variance, mean of q", title="Bayesian logistic regression")
+    panel.set(
+        yscale="log", xlabel="step of the run", ylabel="variance, mean of q", title="Bayesian logistic regression"
+    )
     panel.legend(fontsize=5)

@@ -142,7 +142,9 @@ def verdict(record: dict[str, Any]) -> str:
         own, best = ways["reinmax"]["final"][k], record["theory"]["best"][k]
         word = "Reproduced" if own < min(others) else "Not reproduced"
         left, theirs = (x - best for x in (own, min(others)))
-        said.append(f"p = {p:g}: {word}, ReinMax ends {left:.2g} above the optimum, the best of the others {theirs:.2g}.")
+        said.append(
+            f"p = {p:g}: {word}, ReinMax ends {left:.2g} above the optimum, the best of the others {theirs:.2g}."
+        )
     return " ".join(said)
 
 

@@ -6,7 +6,7 @@ from pglab.estimators.arsm import ARSM
 from pglab.estimators.base import ESTIMATORS, Critic, Draw, Estimator, Signal, register_estimator
 from pglab.estimators.darn import DARN
 from pglab.estimators.decoupled_straight_through_gumbel_softmax import DecoupledStraightThroughGumbelSoftmax
-from pglab.estimators.delta_method import DeltaMethod
+from pglab.estimators.delta_method import DeltaMethod, DeltaMethodPathwise
 from pglab.estimators.disarm import DisARM
 from pglab.estimators.double_cv import DoubleCV
 from pglab.estimators.enumeration import Enumeration
@@ -49,6 +49,7 @@ __all__ = [
     "Critic",
     "DecoupledStraightThroughGumbelSoftmax",
     "DeltaMethod",
+    "DeltaMethodPathwise",
     "DisARM",
     "DoubleCV",
     "Draw",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -14,33 +15,24 @@ from pglab.estimators.gaussian_draws import standardised, with_gradient
 from pglab.noise import Noise
 
 
-@register_estimator("delta_method")
-class DeltaMethod(Estimator):
-    """g - coefficient (g_h - grad E[h]), with h the critic's expansion to second order at the mean m,
-    h(z) = Q(m) + Q'(m)(z - m) + (z - m) Q''(m) (z - m) / 2, and grad E[h] = (Q'(m), std^2 diag Q''(m)) at mean and log_std.
+class Delta(Estimator):
+    """g - coefficient c of an estimate g, with c its own form for the critic's expansion minus that form's mean.
 
-    of score_function: g = f(z) s and g_h = h(z) s, s the score (Paisley, Blei & Jordan 2012, section 2.3).
-    of pathwise: g = Q'(z) dz and g_h = h'(z) dz (Miller, Foti, D'Amour & Adams 2017, section 3).
-
-    Without variance where f = Q is quadratic. z and m are the drawn variable and its mean: before tanh for a
-    SquashedGaussian, and Q's derivatives are by it. h's constant takes the place of a baseline. A second backward pass
-    gives Q''; a critic of relu layers has none, and then h is linear.
+    The expansion is of second order at the mean m, h(z) = Q(m) + Q'(m)(z - m) + (z - m) Q''(m) (z - m) / 2, and
+    grad E[h] = (Q'(m), std^2 diag Q''(m)) at mean and log_std. z and m are the drawn variable and its mean: before tanh for
+    a SquashedGaussian, and Q's derivatives are by it. Q'' comes from a second backward pass; a critic of relu layers has
+    none, and h is linear then.
     """
 
-    of: Literal["score_function", "pathwise"] = "score_function"
-    """The estimator whose variance is reduced."""
     hessian: Literal["full", "diagonal"] = "full"
     """All of Q'', or its diagonal only."""
     coefficient: Literal["one", "learned"] = "one"
-    """one: 1. learned: E[g c] / E[c^2], c = g_h - grad E[h], over earlier batches (0 before any), one for mean and one for
-    log_std: the sample that it multiplies has no part in it, so nothing is biased."""
+    """one: 1. learned: E[g c] / E[c^2] over earlier batches (0 before any), one for mean and one for log_std: the sample
+    that it multiplies has no part in it, so nothing is biased."""
 
-    needs = frozenset({"value", "critic_gradient"})
     kinds = frozenset({"continuous"})
     families = (Gaussian,)
     unbiased = True
-    evaluations = "D (or 1 + D of score_function), with first and second derivatives"
-    paper = "Paisley et al. 2012; Miller et al. 2017"
     learns = True
     fit_updates = 64
 
@@ -54,6 +46,7 @@ class DeltaMethod(Estimator):
         return {"moments": no_mean(len(noise), noise.device, tuple(names))}
 
     def surrogate(self, distribution: Distribution, draw: Draw, signal: Signal, state: State) -> Tensor:
+        assert isinstance(distribution, Gaussian)
         estimates, controls, value = self.parts(distribution, draw, signal)
         coefficients = self.coefficients(state)
         found = [g - c * b for g, c, b in zip(estimates, controls, coefficients, strict=True)]
@@ -74,28 +67,9 @@ class DeltaMethod(Estimator):
             found.append(torch.where(square > 0, mean_of(m, f"product_{p}") / square.clamp_min(tiny), 0.0))
         return found
 
-    def parts(
-        self, distribution: Distribution, draw: Draw, signal: Signal
-    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    @abstractmethod
+    def parts(self, distribution: Gaussian, draw: Draw, signal: Signal) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """g and c at mean and log_std, `[*rows, D]` each, and f or Q at the draw: all of them constants."""
-        assert signal.critic is not None
-        assert isinstance(distribution, Gaussian)
-        std, eps = distribution.log_std.detach().exp(), standardised(distribution, draw)
-        away = std * eps
-        value, slope, curvature = self.taylor(distribution, signal.critic)
-        bend = (curvature * away.unsqueeze(-2)).sum(-1)  # Q'' (z - m), [*rows, D]
-        diagonal = curvature.diagonal(dim1=-2, dim2=-1) * std * std
-        if self.of == "pathwise":
-            at, there = expansion(signal.critic, draw.action, distribution)
-            h = slope + bend
-            return [there, there * away], [bend, h * away - diagonal], at
-        assert signal.value is not None
-        f = signal.value.unsqueeze(-1)
-        taylor = (value + ((slope + bend / 2) * away).sum(-1)).unsqueeze(-1)
-        scores = [eps / std, eps * eps - 1]
-        means = [slope, diagonal]
-        controls = [taylor * s - mean for s, mean in zip(scores, means, strict=True)]
-        return [f * s for s in scores], controls, signal.value
 
     def taylor(self, distribution: Gaussian, critic: Critic) -> tuple[Tensor, Tensor, Tensor]:
         """Q `[*rows]`, Q' `[*rows, D]` and Q'' `[*rows, D, D]` at the mean, constants, from one backward pass over D copies
@@ -121,6 +95,7 @@ class DeltaMethod(Estimator):
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self.coefficient == "one":
             return {}, {}
+        assert isinstance(distribution, Gaussian)
         estimates, controls, _ = self.parts(distribution, draw, signal)
         rows = {}
         for p, g, c in zip(distribution.parameters, estimates, controls, strict=True):
@@ -130,3 +105,53 @@ class DeltaMethod(Estimator):
         names = [f"estimator/coefficient_{p}" for p in distribution.parameters]
         shown = [b.squeeze(1) for b in self.learned({"moments": moments})]
         return {"moments": moments}, dict(zip(names, shown, strict=True))
+
+
+@register_estimator("delta_method")
+class DeltaMethod(Delta):
+    """f(z) s - coefficient (h(z) s - grad E[h]), s the score and h the critic's second-order expansion at the mean
+    (Paisley, Blei & Jordan 2012, section 2.3).
+
+    Without variance where f = Q is quadratic. The expansion's constant takes the place of a baseline. Unbiased for E[f]
+    whatever the critic is.
+    """
+
+    needs = frozenset({"value", "critic_gradient"})
+    evaluations = "1 + D, D of them with first and second derivatives"
+    paper = "Paisley et al. 2012, section 2.3"
+
+    def parts(self, distribution: Gaussian, draw: Draw, signal: Signal) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        assert signal.critic is not None
+        assert signal.value is not None
+        std, eps = distribution.log_std.detach().exp(), standardised(distribution, draw)
+        value, slope, curvature = self.taylor(distribution, signal.critic)
+        away = std * eps
+        bend = (curvature * away.unsqueeze(-2)).sum(-1)  # Q'' (z - m), [*rows, D]
+        h = (value + ((slope + bend / 2) * away).sum(-1)).unsqueeze(-1)
+        scores = [eps / std, eps * eps - 1]
+        means = [slope, curvature.diagonal(dim1=-2, dim2=-1) * std * std]
+        controls = [h * s - mean for s, mean in zip(scores, means, strict=True)]
+        return [signal.value.unsqueeze(-1) * s for s in scores], controls, signal.value
+
+
+@register_estimator("delta_method_pathwise")
+class DeltaMethodPathwise(Delta):
+    """Q'(z) dz - coefficient (h'(z) dz - grad E[h]), h the critic's second-order expansion at the mean (Miller, Foti,
+    D'Amour & Adams 2017, section 3).
+
+    Without variance where Q is quadratic. Unbiased for E[Q], as `pathwise` is.
+    """
+
+    needs = frozenset({"critic_gradient"})
+    evaluations = "1 + D with first derivatives, D of them with second ones"
+    paper = "Miller et al. 2017, section 3"
+
+    def parts(self, distribution: Gaussian, draw: Draw, signal: Signal) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        assert signal.critic is not None
+        std = distribution.log_std.detach().exp()
+        away = std * standardised(distribution, draw)
+        _, slope, curvature = self.taylor(distribution, signal.critic)
+        bend = (curvature * away.unsqueeze(-2)).sum(-1)  # Q'' (z - m), [*rows, D]
+        at, there = expansion(signal.critic, draw.action, distribution)
+        mean = curvature.diagonal(dim1=-2, dim2=-1) * std * std
+        return [there, there * away], [bend, (slope + bend) * away - mean], at

@@ -47,12 +47,13 @@ class DoubleCV(SeveralSamples):
 
     The leave-one-out estimator for what a linear model of f leaves over, and the exact gradient of the model. The model of
     x_k is made of the other samples, so x_k - E[x] has mean 0 given it, and the estimate is unbiased for any alpha; for f
-    linear in x and alpha = 1 it has no variance left. x is the joint action, one-hot or 0 and 1; f is differentiated at the
-    drawn actions only. alpha moves so that the variance falls.
+    linear in x and alpha = 1 it has no variance left, while for a curved f, whose slopes at the vertices are not those
+    between them, alpha = 1 can be far worse than leave-one-out. alpha moves so that the variance falls. x is the joint
+    action, one-hot or 0 and 1; f is differentiated at the drawn actions only.
     """
 
-    alpha: float = 1.0
-    """Coefficient of the linear model before any batch."""
+    alpha: float = 0.0
+    """Coefficient of the linear model before any batch; at 0 the estimate is the leave-one-out one."""
 
     paper = "Titsias & Shi 2022"
 

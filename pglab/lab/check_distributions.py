@@ -197,7 +197,11 @@ def gradients_of(objective: Callable[[Distribution], Tensor], one: Distribution)
     """The gradient of a number at the parameters, flat."""
     with torch.enable_grad():
         leaf, parameters = one.cut()
-        return torch.cat([g.flatten() for g in torch.autograd.grad(objective(leaf), parameters)])
+        value = objective(leaf)
+        if not value.requires_grad:
+            return torch.cat([torch.zeros_like(p).flatten() for p in parameters])
+        found = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([g.flatten() for g in found])
 
 
 Found = tuple[float, float] | None

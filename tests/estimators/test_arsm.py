@@ -90,7 +90,9 @@ def split(polygon: list[np.ndarray], line: np.ndarray) -> list[list[np.ndarray]]
     if min(side) >= -1e-14 or max(side) <= 1e-14:
         return [polygon]
     halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for (a, x), (b, y) in zip(zip(polygon, side, strict=True), zip(polygon[1:] + polygon[:1], side[1:] + side[:1], strict=True), strict=True):
+    for (a, x), (b, y) in zip(
+        zip(polygon, side, strict=True), zip(polygon[1:] + polygon[:1], side[1:] + side[:1], strict=True), strict=True
+    ):
         for half, sign in zip(halves, (1, -1), strict=True):
             if sign * x >= 0:
                 half.append(a)
@@ -134,7 +136,9 @@ def test_the_mean_over_the_simplex_is_the_exact_gradient(d, key):
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize(("d", "k", "masked"), [(1, 10, False), (1, 10, True), (2, 3, True), (4, 2, False), (2, 4, True)])
+@pytest.mark.parametrize(
+    ("d", "k", "masked"), [(1, 10, False), (1, 10, True), (2, 3, True), (4, 2, False), (2, 4, True)]
+)
 def test_the_mean_over_the_noise_is_the_exact_gradient(d, k, masked):
     n = 60_000
     one = make("categorical", (), d, k, masked=masked)

@@ -23,6 +23,7 @@ from pglab.estimators import (
     ESTIMATORS,
     Antithetic,
     DeltaMethod,
+    DeltaMethodPathwise,
     Draw,
     Estimator,
     Implicit,
@@ -31,6 +32,7 @@ from pglab.estimators import (
     ScoreFunction,
     Signal,
 )
+from pglab.estimators.delta_method import Delta
 from pglab.gradients import cotangents
 from pglab.lab.oracles import exact_gradient
 from pglab.noise import Noise
@@ -120,7 +122,7 @@ def of_square(m: float, s: float) -> Gaussian:
         (Antithetic(), lambda m, s: 8 * m**2),
         (Implicit(), lambda m, s: 4 * s**2),
         (DeltaMethod(), lambda m, s: 0.0),
-        (DeltaMethod(of="pathwise"), lambda m, s: 0.0),
+        (DeltaMethodPathwise(), lambda m, s: 0.0),
     ],
     ids=["score_function", "antithetic", "implicit", "delta_method", "delta_method of pathwise"],
 )
@@ -186,8 +188,8 @@ HERMITE_ESTIMATORS = [
     Implicit(),
     DeltaMethod(),
     DeltaMethod(hessian="diagonal"),
-    DeltaMethod(of="pathwise"),
-    DeltaMethod(of="pathwise", hessian="diagonal"),
+    DeltaMethodPathwise(),
+    DeltaMethodPathwise(hessian="diagonal"),
 ]
 
 
@@ -236,7 +238,7 @@ def test_antithetic_with_a_baseline_per_factor_uses_each_ones_own():
 
 
 @GAUSSIANS
-@pytest.mark.parametrize("name", ["antithetic", "measure_valued", "delta_method", "implicit"])
+@pytest.mark.parametrize("name", ["antithetic", "measure_valued", "delta_method", "delta_method_pathwise", "implicit"])
 def test_noise_that_is_not_known_is_found_from_the_action(family, name):
     d = family(normal(6, 2), 0.3 * normal(6, 2, key=1))
     eps = normal(6, 2, key=2)
@@ -408,13 +410,15 @@ def test_measure_valued_is_finite_where_f_is_not_on_impossible_categories():
 
 # -- delta method
 
+DELTA: dict[str, type[Delta]] = {"score_function": DeltaMethod, "pathwise": DeltaMethodPathwise}
+
 
 @pytest.mark.parametrize("of", ["score_function", "pathwise"])
 @pytest.mark.parametrize("coefficient", ["one", "learned"])
 def test_delta_method_has_no_variance_on_a_quadratic(of, coefficient):
     one = Gaussian(MEAN, LOG_STD)
     nodes, weights = product(hermite(12), hermite(12))
-    estimator = DeltaMethod(of=of, coefficient=coefficient)
+    estimator = DELTA[of](coefficient=coefficient)
     state = trained(estimator, one, quadratic, 3) if coefficient == "learned" else None
     means, variances = moments(estimator, one, quadratic, nodes, weights, state=state)
     assert_exact(means, exact_gradient(one, quadratic))
@@ -422,7 +426,7 @@ def test_delta_method_has_no_variance_on_a_quadratic(of, coefficient):
         assert all(float(v.max()) < 1e-20 for v in variances)
 
 
-def trained(estimator: DeltaMethod, one: Distribution, f, updates: int) -> dict:
+def trained(estimator: Delta, one: Distribution, f, updates: int) -> dict:
     """Its state after batches that are exact rules over the noise: what is learned is the exact optimum."""
     nodes, weights = product(hermite(60), hermite(60))
     d = repeated(one, len(nodes))
@@ -437,7 +441,7 @@ def trained(estimator: DeltaMethod, one: Distribution, f, updates: int) -> dict:
 @pytest.mark.parametrize("of", ["score_function", "pathwise"])
 def test_the_learned_coefficient_is_the_one_of_least_variance(family, of):
     one, rule = family(MEAN, LOG_STD - 0.3), product(hermite(60), hermite(60))
-    estimator = DeltaMethod(of=of, coefficient="learned")
+    estimator = DELTA[of](coefficient="learned")
     state = trained(estimator, one, smooth, 3)
     _, (by_mean, by_log_std) = moments(estimator, one, smooth, *rule, state=state)
     best = [float(b) for b in estimator.learned(state)]
@@ -459,7 +463,7 @@ def test_the_control_variate_has_mean_zero_for_any_critic(of, hessian):
     nodes, weights = product(hermite(40), hermite(40))
     d = repeated(one, len(nodes))
     action = d.sample(nodes)
-    _, controls, _ = DeltaMethod(of=of, hessian=hessian).parts(d, Draw(action, nodes), signal_of(d, action, smooth))
+    _, controls, _ = DELTA[of](hessian=hessian).parts(d, Draw(action, nodes), signal_of(d, action, smooth))
     for c in controls:
         torch.testing.assert_close(weights @ c, torch.zeros(2).double(), **EXACT)
         assert float((weights @ c.square()).min()) > 1e-3
@@ -494,9 +498,7 @@ def test_a_critic_without_curvature_is_expanded_to_first_order(of):
     d = Gaussian(normal(5, 2), normal(5, 2, key=1))
     eps = normal(5, 2, key=2)
     action = d.sample(eps)
-    found, _ = cotangents(
-        DeltaMethod(of=of), d, Draw(action, eps), signal_of(d, action, lambda z: 3 * z[..., 0] - z[..., 1])
-    )
+    found, _ = cotangents(DELTA[of](), d, Draw(action, eps), signal_of(d, action, lambda z: 3 * z[..., 0] - z[..., 1]))
     torch.testing.assert_close(found[0], torch.tensor([[3.0, -1.0]]).double().expand(5, 2))
     torch.testing.assert_close(found[1], torch.zeros(5, 2).double())
 
@@ -525,13 +527,14 @@ def test_members_learn_coefficients_of_their_own():
 
 
 @pytest.mark.parametrize("agent", ["on_policy", "actor_critic"])
-def test_delta_method_differentiates_a_learned_critic_twice(agent):
+@pytest.mark.parametrize("name", ["delta_method", "delta_method_pathwise"])
+def test_a_learned_critic_is_differentiated_twice(agent, name):
     more = {"replay": {"batch_size": 6, "warmup": 6}} if agent == "actor_critic" else {"steps": 8}
     config = {
         "env": {"id": "Pendulum-v1", "num_envs": 2},
         "agent": {"name": agent, "critic": {"activation": "tanh", "hidden": [8]}, **more},
         "policy": {"hidden": [4]},
-        "estimator": {"name": "delta_method", "coefficient": "learned"},
+        "estimator": {"name": name, "coefficient": "learned"},
         "seeds": 2,
     }
     trainer = Trainer(Config.read(config))
@@ -545,7 +548,7 @@ def test_delta_method_differentiates_a_learned_critic_twice(agent):
 # -- what is served, and extremes
 
 
-@pytest.mark.parametrize("name", ["antithetic", "measure_valued", "delta_method"])
+@pytest.mark.parametrize("name", ["antithetic", "measure_valued", "delta_method", "delta_method_pathwise"])
 def test_beta_is_refused_where_an_estimator_is_made_for_gaussians(name):
     d = make("beta", (3,))
     u = noise_of("uniform", (3, 2))

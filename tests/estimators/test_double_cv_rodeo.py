@@ -73,9 +73,7 @@ BOTH = pytest.mark.parametrize("part", [DoubleCV, RODEO])
 @BOTH
 @CASES
 @pytest.mark.parametrize("key", [None, 70])
-def test_the_mean_over_all_samples_is_the_exact_gradient_whatever_was_learned(
-    part, family, d, k, masked, samples, key
-):
+def test_the_mean_over_all_samples_is_the_exact_gradient_whatever_was_learned(part, family, d, k, masked, samples, key):
     estimator = part(samples=samples)
     one = make(family, (), d, k, masked=masked)
     f, values = table_critic(one)
@@ -201,9 +199,7 @@ def test_rodeo_in_plain_loops(family, d, k, samples):
         values, slopes = zip(*(f.both(z) for z in x[row]), strict=True)
 
         def outputs(i: int, y: np.ndarray, row=row, values=values, slopes=slopes) -> np.ndarray:
-            made = [
-                network(values[j], float((slopes[j] * (y - x[row, j])).sum())) for j in range(samples) if j != i
-            ]
+            made = [network(values[j], float((slopes[j] * (y - x[row, j])).sum())) for j in range(samples) if j != i]
             return np.mean(made, 0)
 
         stein, local = [], []
@@ -227,7 +223,7 @@ def test_double_cv_of_a_linear_f_has_no_variance(family, samples):
     event = event_of(one)
     extra = {"samples": noise_of(one.noise_kind, (500, samples - 1, *event), 1)}
     draw = Draw(rows.sample(noise_of(one.noise_kind, (500, *event))), None, extra)
-    estimator = DoubleCV(samples=samples)
+    estimator = DoubleCV(samples=samples, alpha=1.0)
     signal = Signal(critic=lambda a: 3 + (a * c).flatten(-len(event)).sum(-1))
     (g,), _ = cotangents(estimator, rows, draw, signal, state_of(estimator, one))
     torch.testing.assert_close(g, g[:1].expand_as(g), **EXACT)
@@ -264,7 +260,7 @@ def test_alpha_moves_to_where_the_variance_is_least():
     state = trained(DoubleCV(estimator_learning_rate=0.03), one, f, 300)
     found = float(state["learned"])
     assert found == pytest.approx(best, abs=0.1)
-    assert abs(best - 1) > 0.3
+    assert abs(best) > 0.15
     estimator = DoubleCV()
     assert total_variance(estimator, one, f, state) < min(a, b)
 
@@ -332,12 +328,12 @@ def test_float32_with_extreme_logits(part, family, k):
     for dtype in (torch.float32, torch.float64):
         one = (Bernoulli if family == "bernoulli" else Categorical)(logits.to(dtype))
         draw = Draw(one.sample(noise[:, 0].to(dtype)), None, {"samples": noise[:, 1:].to(dtype)})
-        signal = Signal(critic=lambda a: (3 + (a * c.to(a.dtype)).flatten(2).sum(-1) ** 2))
+        signal = Signal(critic=lambda a: 3 + (a * c.to(a.dtype)).flatten(2).sum(-1) ** 2)
         state = as_dtype(state_of(estimator, one, key=70), dtype)
         (g,), value = cotangents(estimator, one, draw, signal, state)
         assert bool(torch.isfinite(g).all())
         assert bool(torch.isfinite(value).all())
-        new, info = estimator.update(state, one, draw, signal, torch.full((n,), 1 / n, dtype=dtype))
+        new, _ = estimator.update(state, one, draw, signal, torch.full((n,), 1 / n, dtype=dtype))
         assert bool(torch.isfinite(new["learned"]).all())
         found.append(g.double())
     off = (found[0] - found[1]).flatten(1).norm(dim=1)

@@ -56,7 +56,9 @@ def without(members: tuple[int, ...], *out: int) -> tuple[int, ...]:
     return tuple(i for i in members if i not in out)
 
 
-def set_estimate(p: np.ndarray, f: np.ndarray, score: np.ndarray, members: tuple[int, ...], baseline: bool) -> np.ndarray:
+def set_estimate(
+    p: np.ndarray, f: np.ndarray, score: np.ndarray, members: tuple[int, ...], baseline: bool
+) -> np.ndarray:
     """sum_s p(s) R(S, s) (f(s) - b) score(s), `[...]` for scores `[M, ...]`."""
     found = np.zeros(score.shape[1:])
     whole = drawn_as_set(p, members)
@@ -335,9 +337,7 @@ BOTH = pytest.mark.parametrize("estimator", [SumAndSample(k=3), UnorderedSet(k=3
 def sampled(estimator, one: Distribution, f, n: int, baseline=None) -> torch.Tensor:
     rows = repeated(one, n)
     event = tuple(one.noise_shape)
-    extra = {
-        name: noise_of(kind, (n, *shape), 11) for name, (kind, shape) in estimator.extra_noise("", event).items()
-    }
+    extra = {name: noise_of(kind, (n, *shape), 11) for name, (kind, shape) in estimator.extra_noise("", event).items()}
     (g,), value = cotangents(estimator, rows, Draw(rows.mode(), None, extra), Signal(None, baseline, f))
     assert bool(torch.isfinite(g).all())
     assert bool(torch.isfinite(value).all())
