@@ -61,7 +61,9 @@ def nodes(dimensions: int, n: int = 24) -> tuple[Tensor, Tensor]:
     return grid, torch.cartesian_prod(*[w] * dimensions).reshape(-1, dimensions).prod(1)
 
 
-def estimates(f: Any, theta: Tensor, sigma: Tensor, epsilon: Tensor, mirrored: bool, loo: bool) -> tuple[Tensor, Tensor]:
+def estimates(
+    f: Any, theta: Tensor, sigma: Tensor, epsilon: Tensor, mirrored: bool, loo: bool
+) -> tuple[Tensor, Tensor]:
     """Estimates `[Q, n]` at mean and log sigma from draws `[Q, K, n]`: every row is a member of its own."""
     step = sigma * epsilon
     z = torch.stack([theta + step, theta - step], 2).flatten(1, 2) if mirrored else theta + step
@@ -204,7 +206,9 @@ def test_shared_noise_keeps_its_law_and_a_members_noise_its_own() -> None:
     parts = x.unflatten(2, (2, 3, 2))
     assert torch.equal(parts[:, :, :, 0], parts[:, :, :, 2])
     assert len(x[:, 0].unique()) == 5 * 4
-    alone = SharedNoise(Noise.of_seeds([4]).members, groups=2, repeats=3).normal(Purpose.ACTION, (0,), (5, 12, 1), axis=1)
+    alone = SharedNoise(Noise.of_seeds([4]).members, groups=2, repeats=3).normal(
+        Purpose.ACTION, (0,), (5, 12, 1), axis=1
+    )
     assert torch.equal(alone[:, 0], x[:, 1])
 
 

@@ -7,9 +7,11 @@ Letters: B rows, M joint outcomes, D factors, K categories.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,10 @@ SAMPLES = 20_000
 LAW = 9.0
 """Minus the logarithm to base 10 of the p-value, above which (twice, on independent samples) a law is wrong: a billion laws
 could be tested for one to be called wrong by chance."""
-NODES = {1: 801, 2: 241}
-"""Nodes per variable of the quadratures, by number of variables; more than two would be too many."""
+NODES = {1: 801, 2: 121}
+"""Nodes per variable of the quadratures over noise, by number of variables; more than two would be too many."""
+PANEL, QUANTILES = 16, (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+"""Nodes per panel of the quadratures over a density, and where the panels meet."""
 ENTROPY = 0.3
 """Weight of the entropy in the gradient that is checked."""
 
@@ -149,10 +153,9 @@ def noise_rule(kind: str, dims: int) -> tuple[Tensor, Tensor]:
 
 def density_rule(one: Distribution, count: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights `[D, n]` of every variable, over where draws come from and as far again on both sides, or to where
-    the density ends."""
+    the density ends: panels of `count` nodes between quantiles of draws, and four times as many in the tails."""
     z = rows(one, SAMPLES).sample(drawn(one, 7))
-    low, high = z.amin(0), z.amax(0)
-    width = high - low
+    panels = z.quantile(torch.tensor(QUANTILES, dtype=z.dtype), 0)  # [quantiles, D]
     found = []
     for i in range(z.shape[1]):
 
@@ -161,18 +164,33 @@ def density_rule(one: Distribution, count: int) -> tuple[Tensor, Tensor]:
             at[:, i] = x
             return bool(torch.isfinite(rows(one, 1).log_prob(at)[0, i]))
 
-        ends = []
-        for start, far in ((low[i], low[i] - width[i]), (high[i], high[i] + width[i])):
-            near, beyond = float(start), float(far)
-            if inside(beyond):
-                near = beyond
-            else:
-                for _ in range(80):
-                    middle = 0.5 * (near + beyond)
-                    near, beyond = (middle, beyond) if inside(middle) else (near, middle)
-            ends.append(near)
-        found.append(double_exponential(ends[0], ends[1], count))
+        ends = panels[:, i].tolist()
+        low, high = ends[0], ends[-1]
+        parts = [legendre(a, b, count) for a, b in itertools.pairwise(ends)]
+        below, above = (edge(inside, x, x + side * (high - low)) for x, side in ((low, -1), (high, 1)))
+        parts = [double_exponential(below, low, 4 * count), *parts, double_exponential(high, above, 4 * count)]
+        found.append([torch.cat(x) for x in zip(*parts, strict=True)])
     return torch.stack([x for x, _ in found]), torch.stack([w for _, w in found])
+
+
+def edge(inside: Callable[[float], bool], near: float, far: float) -> float:
+    """`far`, or how far it goes on being inside."""
+    if inside(far):
+        return far
+    for _ in range(80):
+        middle = 0.5 * (near + far)
+        near, far = (middle, far) if inside(middle) else (near, middle)
+    return near
+
+
+_leggauss = cache(np.polynomial.legendre.leggauss)
+
+
+def legendre(low: float, high: float, count: int) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes and weights."""
+    x, w = _leggauss(count)
+    half = 0.5 * (high - low)
+    return torch.from_numpy(low + half * (x + 1)), torch.from_numpy(half * w)
 
 
 def slope(one: Distribution, z: Tensor) -> Tensor:
@@ -359,7 +377,7 @@ def _integrates_to_one(one: Distribution, f: Objective) -> Found:
 
 def _marginals(one: Distribution) -> tuple[Tensor, Tensor]:
     """Nodes `[D, n]` of the drawn action, and the probability of each."""
-    x, w = density_rule(one, 2001)
+    x, w = density_rule(one, 8 * PANEL)
     at = x.T  # [n, D]: factors are independent, so all are looked at at once
     log_p = rows(one, len(at)).log_prob(at)
     return x, (log_p.exp() * slope(one, at).abs()).T * w
@@ -427,7 +445,7 @@ def _integral(one: Distribution, f: Objective, weight: float) -> Tensor | None:
     dims = one.noise_shape[-1]
     if dims not in NODES:
         return None
-    z, w = product(*density_rule(one, NODES[dims]))
+    z, w = product(*density_rule(one, PANEL))
     w = w * slope(one, z).abs().prod(-1)
     value = f(one.executed(z))
 
