@@ -337,12 +337,18 @@ def test_of_reward_1_v_learns_1_over_1_minus_gamma(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setitem(TORCH_ENVS, Constant.id, Constant)
     more = {
-        "env": {"id": Constant.id, "max_episode_steps": 7},
-        "agent": {"horizon": 5, "returns": returns, "value": {"learning_rate": 1e-2, "max_grad_norm": None}},
+        "env": {"id": Constant.id, "max_episode_steps": 7, "num_envs": 8},
+        "agent": {
+            "horizon": 5,
+            "returns": returns,
+            "value": {"learning_rate": 3e-2, "max_grad_norm": None},
+            "value_epochs": 4,
+            "value_minibatches": 1,
+        },
     }
     trainer = Trainer(read(LQ, more))
     agent: Any = trainer.agent
-    for _ in range(250):
+    for _ in range(120):
         agent.update(trainer.env)
     v = agent.v(agent.value_target, torch.rand(1, 2, 8, 1, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(v, torch.full((1, 2, 8), 10.0), atol=0.2, rtol=0)
@@ -366,7 +372,8 @@ def test_one_step_of_v_is_that_of_half_the_mean_squared_error_and_the_target_fol
 
 
 def test_every_row_is_in_one_minibatch_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent, env = agent_in(Pendulum, {"agent": {"value_minibatches": 4, "value_epochs": 1}})
+    options = {"agent": {"value_minibatches": 4, "value_epochs": 1}, "optimizer": {"name": "sgd"}}
+    agent, env = agent_in(Pendulum, options)
     segment = agent.segment(env, normal(6, 2, 3, 1), uniform(6, 2, 3, 2))
     seen: list[Tensor] = []
     network = type(agent.value_network)
@@ -413,9 +420,9 @@ def test_a_member_alone_equals_the_same_member_in_a_population() -> None:
     config = merge(merge(BASE, RUN), {"total_steps": 100_000})
     many = Trainer(Config.read(merge(config, {"seeds": [5, 9], "agent": {"returns": {"lam": [0.9, 0.5]}}})))
     one = Trainer(Config.read(merge(config, {"seeds": [9], "agent": {"returns": {"lam": 0.5}}})))
-    index = [
+    index = next(
         i for i, m in enumerate(many.population.members) if (m.seed, m.overrides["agent.returns.lam"]) == (9, 0.5)
-    ][0]
+    )
     for _ in range(12):
         for trainer in (many, one):
             trainer._before_update()

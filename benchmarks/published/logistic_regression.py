@@ -11,6 +11,7 @@ Source: Mohamed, Rosca, Figurnov & Mnih (2020), section 8.3; settings from the a
 from __future__ import annotations
 
 import math
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -139,10 +140,19 @@ def measure(q: Gaussian, f: Any, n: int, few: int) -> dict[str, Any]:
 
 def run(quick: bool = False, x: Tensor | None = None) -> dict[str, Any]:
     """`x`: signed observations `[I, D]`; the breast-cancer data where there are none."""
-    x = breast_cancer() if x is None else x
-    steps, n, few = (200, 1000, 200) if quick else (5000, 8000, 1500)
-    kept = (0, steps // 50, steps // 5, steps)
-    found: dict[str, Any] = {"observations": len(x), "dimensions": x.shape[1], "n": n, "few": few, "iterates": {}}
+    data = "given"
+    if x is None:
+        x, data = breast_cancer(), f"breast cancer, scikit-learn {version('scikit-learn')}"
+    steps, n, few = (100, 500, 100) if quick else (5000, 8000, 1500)
+    kept = (0, steps) if quick else (0, steps // 50, steps // 5, steps)
+    found: dict[str, Any] = {
+        "data": data,
+        "observations": len(x),
+        "dimensions": x.shape[1],
+        "n": n,
+        "few": few,
+        "iterates": {},
+    }
     for k, (mean, log_std) in train(x, steps, kept).items():
         f = lambda z: log_likelihood(x, z, len(x))  # noqa: E731
         found["iterates"][str(k)] = measure(Gaussian(mean, log_std), f, n, few)
@@ -167,7 +177,7 @@ def page(record: dict[str, Any]) -> str:
     header = ["", "evaluations of f", *(f"{p}, step {int(k):,}" for p in PARAMETERS for k in iterates)]
     return "\n\n".join(
         [
-            f"I = {record['observations']}, D = {d}; a diagonal Gaussian q with mean 0 and standard deviation 1 at first, "
+            f"Data: {record['data']}. I = {record['observations']}, D = {d}; a diagonal Gaussian q with mean 0 and standard deviation 1 at first, "
             f"trained pathwise (minibatches of {BATCH}, N = {DRAWS}, SGD, cosine from {RATE:g}). Variance of one estimate (N = 1, "
             "unless said otherwise) of the gradient of E[f], f the log-likelihood of all observations, mean over the dimensions, "
             f"from {record['n']:,} estimates ({record['few']:,} of delta_method and measure_valued); the largest standard error "

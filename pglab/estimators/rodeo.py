@@ -56,7 +56,8 @@ class RODEO(SeveralSamples, LearnedFunction):
         log_here = joint(distribution.log_prob(x))  # [S, *rows]
         log_there = first(log_here[..., None, None] + log_moved - every.gather(-1, own))  # [M, S, *rows]
 
-        others = torch.tensor([[j for j in range(len(x)) if j != i] for i in range(len(x))], device=x.device)
+        number = torch.arange(len(x), device=x.device)
+        others = (number.unsqueeze(-1) + number[1:]) % len(x)  # [S, S - 1]: for every sample the others
         here = inner(slope[others], x.unsqueeze(1) - x[others], distribution)  # [S, S - 1, *rows]
         steep = (slope if distribution.event_ndim == 2 else torch.stack([torch.zeros_like(slope), slope], -1))[others]
         to, at = (i.unsqueeze(1).expand(*steep.shape[:-1], i.shape[-1]) for i in (moved, own))

@@ -18,9 +18,9 @@ class SumAndSample(Estimator):
     """sum_{z in C} p(z) (f(z) - b) grad log p(z) + p(not C) (f(v) - b) grad log p(v), with C the k most probable outcomes
     and v drawn from the others (Liu, Regier, Tripuraneni, Jordan & McAuliffe 2019).
 
-    Outcomes are joint ones, of all D factors together; the k best of K^D are found factor by factor. With k = 0 left out of
-    the sum it would be the score-function estimator; where k reaches the number of outcomes it is the exact gradient. It
-    gains where the distribution is peaked: p(not C) multiplies what is noisy.
+    Outcomes are joint ones, of all D factors together; the k best of K^D are found factor by factor. Where k reaches the
+    number of outcomes it is the exact gradient. It gains where the distribution is peaked: p(not C) multiplies what is
+    noisy; where it is flat over many outcomes it is hardly better than the score-function estimator.
 
     v has noise of its own: the draw is not used, so a baseline may be whatever a score-function estimator's may be.
     """
