@@ -122,7 +122,7 @@ def test_rows_do_not_leak_into_each_other(name, family):
     j = (1, 2, 0)
     moved = [getattr(d, p).clone() for p in d.parameters]
     for x in moved:
-        x[j] += torch.linspace(1.9, 4.9, x[j].numel()).reshape(x[j].shape)  # not a constant: no softmax sees one
+        x[j] += torch.linspace(4.9, 1.9, x[j].numel()).reshape(x[j].shape)  # not a constant: no softmax sees one
     after, value_after = cotangents(estimator, with_parameters(d, moved), draw, signal, state)
     others = torch.ones(rows, dtype=torch.bool)
     others[j] = False
