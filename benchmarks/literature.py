@@ -37,9 +37,10 @@ PANELS = {"bernoulli": 2}
 """Panels of an experiment's figure, where it is not one."""
 
 CONTEXT = (
-    "Log-variances that REBAR's authors print (tensorflow/models, `research/rebar/README.md`): natural logarithms, two layers "
-    "of 200 Bernoulli variables on Omniglot, learning rate .0003, batches of 24, every estimator at the iterates of one run. "
-    "Not run here; the order is the one to expect of estimators with and without a relaxed control variate."
+    "Log-variances that REBAR's authors print (tensorflow/models, `research/rebar/README.md`): natural logarithms, "
+    "two layers of 200 Bernoulli variables on Omniglot, learning rate .0003, batches of 24, every estimator at the "
+    "iterates of one run. Not run here; the order is the one to expect of estimators with and without a relaxed "
+    "control variate."
 )
 PRINTED = {
     "step 959": {"NVIL": 2.764, "MuProp": -0.034, "SimpleMuProp": -0.041, "REBAR": -3.539, "DynamicREBAR": -3.725},

@@ -3,8 +3,8 @@
 Every estimator trains the logit itself, one draw a step, from theta = P(b = 1) = 1/2, and learns what it learns on the
 way. Its variance is that of draws of their own at the frozen logit and the frozen control variate.
 
-Sources: Tucker et al. (2017), section 5.1; Grathwohl et al. (2018), the toy experiment of its applications (text and code in
-github.com/duvenaud/relax: `paper/generalized_rebar.tex`, `toy.py`, `rebar_toy.py`).
+Sources: Tucker et al. (2017), section 5.1; Grathwohl et al. (2018), the toy experiment of its applications (text and
+code in github.com/duvenaud/relax: `paper/generalized_rebar.tex`, `toy.py`, `rebar_toy.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from pglab.optimizers import OptimizerConfig
 
 TITLE = "One Bernoulli variable (REBAR, RELAX)"
 TEMPERATURE = 0.5
+RARE = 10
+"""Variances count where so many draws of the rarer value are expected: without any there is no variance to see."""
 LOWEST = 1e-30
 """Variances below this are shown as this: a baseline can make them exactly 0."""
 
@@ -138,20 +140,25 @@ def plain_variance(theta: Tensor, t: float) -> Tensor:
 
 def curve(case: Case, way: str, seeds: int, steps: int, every: int, draws: int) -> dict[str, Any]:
     """One estimator's training: natural logarithms of variances, their difference to the plain score function's at the
-    same theta (both means over seeds), and where theta ended."""
+    same theta (both means over seeds; None where too few draws are the rarer value), and where theta ended."""
     training = Training(case, way, seeds)
     found: dict[str, Any] = {"step": [], "log_variance": [], "over_plain": []}
     for k in range(steps + 1):
         if k % every == 0:
             theta = torch.sigmoid(training.logits[:, 0].double())
             log = training.variances(k // every, draws).clamp_min(LOWEST).log()
+            seen = torch.minimum(theta, 1 - theta) * draws >= RARE
             found["step"].append(k)
-            found["log_variance"].append(float(log.mean()))
-            found["over_plain"].append(float((log - plain_variance(theta, case.t).log()).mean()))
+            found["log_variance"].append(mean_of(log, seen))
+            found["over_plain"].append(mean_of(log - plain_variance(theta, case.t).log(), seen))
         if k < steps:
             training.step(k)
     loss = theta * (1 - case.t) ** 2 + (1 - theta) * case.t**2
     return found | {"loss": float(loss.mean()), "theta": theta.tolist(), "right": float((theta < 0.5).double().mean())}
+
+
+def mean_of(x: Tensor, seen: Tensor) -> float | None:
+    return float(x[seen].mean()) if seen.any() else None
 
 
 def run(quick: bool = False) -> dict[str, Any]:
@@ -165,8 +172,8 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 
 def late(way: dict[str, Any], key: str = "log_variance") -> float:
-    """The mean over the last half of training."""
-    values = way[key]
+    """The mean over the later half of what was measured."""
+    values = [x for x in way[key] if x is not None]
     return fmean(values[len(values) // 2 :])
 
 
@@ -174,35 +181,39 @@ def page(record: dict[str, Any]) -> str:
     from reporting import table
 
     parts = [
-        "E[(b - t)^2] is minimised in the logit of theta = P(b = 1), from theta = .5, by the estimator itself with one draw a "
-        f"step ({record['seeds']} seeds). REBAR's setting: t = .45, SGD with learning rate .1. RELAX's: t = .499, Adam with "
-        ".01. rebar learns eta (from 1) and the temperature (from .5), relax its temperature and c, a tanh network with 10 "
-        f"hidden units, both by Adam with .01. Natural logarithms of the variance over {record['draws']} draws at frozen "
-        "parameters, mean over seeds. *Second half*: mean over the second half of training. *Beside the score function*: the "
-        "same, less that of the score function without a baseline at the same theta (closed form)."
+        "E[(b - t)^2] is minimised in the logit of theta = P(b = 1), from theta = .5, by the estimator itself with "
+        f"one draw a step ({record['seeds']} seeds). REBAR's setting: t = .45, SGD with learning rate .1. RELAX's: t "
+        "= .499, Adam with .01. rebar learns eta (from 1) and the temperature (from .5), relax its temperature and "
+        "c, a tanh network with 10 hidden units, both by Adam with .01. Natural logarithms of the variance over "
+        f"{record['draws']} draws at frozen parameters, mean over the seeds whose theta is not so far out that the "
+        f"rarer value is expected less than {RARE} times. *Later half*: mean over the later half of these. *Beside "
+        "the score function*: the same, less that of the score function without a baseline at the same theta "
+        "(closed form)."
     ]
     for name, case in record["cases"].items():
         rows = []
         for way, found in case["ways"].items():
             at = [found["log_variance"][i] for i in (0, len(found["step"]) // 5, -1)]
-            cells = [f"{x:.2f}" for x in (*at, late(found))]
+            cells = ["" if x is None else f"{x:.2f}" for x in (*at, late(found))]
             ratio = late(found, "over_plain")
             rows.append([way, *cells, f"{ratio:+.2f}", f"{found['loss']:.5f}", f"{found['right']:.0%}"])
         steps = case["steps"]
         header = [
             f"{name}'s setting, t = {case['t']:g}", "ln var, start", f"step {steps // 5:,}", f"step {steps:,}",
-            "second half", "beside the score function", "final loss", "theta < .5",
+            "later half", "beside the score function", "final loss", "theta < .5",
         ]  # fmt: skip
         parts += [table(header, rows), f"The best loss is {case['t'] ** 2:.5f}, at theta = 0."]
     parts.append(
-        "Published: curves in figures only (figure 1 of either paper), not read off here. The RELAX paper compares REINFORCE, REBAR "
-        'and RELAX at t = .499, without baselines, and says of RELAX that it achieves "the best performance". '
-        + verdict(record)
+        "Published: curves in figures only (figure 1 of either paper), not read off here. The RELAX paper compares "
+        "REINFORCE, REBAR "
+        'and RELAX at t = .499, without baselines, and says of RELAX that it achieves "the best performance".'
     )
+    parts.append(verdict(record))
     parts.append(
-        "Differences from the authors' code: relaxations are sigmoid(z / temperature), where REBAR's toy adds the logit once more (a row "
-        "of its own); the conditional draw has noise of its own (REBAR's has z's); c is the network times a running size of f, and nearly 0 "
-        "at first; and RELAX's is a function of the relaxed draw (`toy.py` by default gives it theta and u)."
+        "Differences from the authors' code: relaxations are sigmoid(z / temperature), where REBAR's toy adds the "
+        "logit once more (a row of its own); the conditional draw has noise of its own (REBAR's has z's); c is the "
+        "network times a running size of f, and nearly 0 at first; and RELAX's is a function of the relaxed draw "
+        "(`toy.py` by default gives it theta and u)."
     )
     return "\n\n".join(parts)
 
@@ -211,22 +222,27 @@ def verdict(record: dict[str, Any]) -> str:
     """What was found, from the numbers."""
     said = []
     for name, case in record["cases"].items():
-        score, rebar, shifted, relax, based = (late(case["ways"][way], "over_plain") for way in WAYS)
+        beside = {way: late(found, "over_plain") for way, found in case["ways"].items()}
+        score, rebar, shifted, relax, based = beside.values()
         best = min(score, rebar, shifted)
-        sides = ", ".join(f"{case['ways'][way]['right']:.0%}" for way in WAYS)
+        sides = ", ".join(f"{found['right']:.0%}" for found in case["ways"].values())
         said.append(
-            f"{name}'s setting: RELAX below REINFORCE and REBAR {'reproduced' if relax < best else 'not reproduced'}; REBAR below "
-            f"REINFORCE {'reproduced' if rebar < score - 0.05 else 'not reproduced'}, with its toy's relaxation "
-            f"{'reproduced' if shifted < score - 0.05 else 'not reproduced'} ({shifted - score:+.2f}); the score function with a "
-            f"moving average is {'below' if based < relax else 'above'} RELAX and {'below' if based < best else 'above'} the others. "
-            f"Theta ends on the right side in {sides} of the seeds (in the table's order)."
+            f"- {name}'s setting: RELAX below REINFORCE and REBAR: "
+            f"{'reproduced' if relax < best else 'not reproduced'} ({relax:+.1f} beside {score:+.1f} and "
+            f"{min(rebar, shifted):+.1f}). REBAR is {'below' if rebar < score - 0.05 else 'level with'} REINFORCE at "
+            f"the same theta, with its toy's relaxation {'below' if shifted < score - 0.05 else 'level'}. The score "
+            f"function with a moving average is {'below' if based < relax else 'above'} RELAX and "
+            f"{'below' if based < best else 'above'} the others. Theta ends on the right side in {sides} of the "
+            "seeds (in the table's order)."
         )
-    return " ".join(said) + (
-        " On one Bernoulli variable the control variate given b is a constant times the score, the constant being c at the threshold "
-        "z = 0, plus noise; and the best constant leaves no variance at all. REBAR's c is eta f(1/2) there, nearly 0, so that eta goes "
-        "to 0; with its toy's relaxation it is eta f(theta), which nears f(0) as theta falls; RELAX learns the constant. The toy shows "
-        "that a control variate can be learned, not that one is needed."
+    said.append(
+        "- Why: on one Bernoulli variable the control variate given b is a constant times the score, the constant "
+        "being c at the threshold z = 0, plus noise; and the best constant leaves no variance at all. REBAR's c is "
+        "eta f(1/2) there, nearly 0, so that eta goes to 0; with its toy's relaxation it is eta f(theta), which "
+        "nears f(0) as theta falls; RELAX learns the constant. The toy shows that a control variate can be learned, "
+        "not that one is needed."
     )
+    return "\n".join(said)
 
 
 def draw(axes: list[Any], record: dict[str, Any]) -> None:
@@ -235,15 +251,7 @@ def draw(axes: list[Any], record: dict[str, Any]) -> None:
 
     for panel, (name, case) in zip(axes, record["cases"].items(), strict=True):
         for k, (way, found) in enumerate(case["ways"].items()):
-            panel.plot(
-                found["step"],
-                found["log_variance"],
-                color=PALETTE[k],
-                linestyle=DASHES[k % 4],
-                linewidth=1.3,
-                label=way,
-            )
-        bottom = min(min(f["log_variance"]) for f in case["ways"].values())
+            y = [math.nan if x is None else x for x in found["log_variance"]]
+            panel.plot(found["step"], y, color=PALETTE[k], linestyle=DASHES[k % 4], linewidth=1.3, label=way)
         panel.set(xlabel="step", ylabel="ln variance", title=f"{name}'s toy, t = {case['t']:g}")
-        panel.set_ylim(bottom=max(bottom, math.log(1e-9)))
-        panel.legend(fontsize=6)
+    axes[-1].legend(fontsize=6)  # the same lines in both

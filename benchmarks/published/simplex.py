@@ -1,7 +1,7 @@
 """A quadratic program on the simplex: the variance of straight-through Gumbel-Softmax and its Rao-Blackwellization.
 
-Proposition 3 of the paper: the variance with K conditional draws is E[var(ST-GS | D)] / K + var(E[ST-GS | D]), a straight
-line in 1 / K, which the estimates for several K are held to.
+Proposition 3 of the paper: the variance with K conditional draws is E[var(ST-GS | D)] / K + var(E[ST-GS | D]), a
+straight line in 1 / K, which the estimates for several K are held to.
 
 Source: Paulus, Maddison & Krause (2021), sections 4 and 5.2.
 """
@@ -42,7 +42,7 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 
 def line(record: dict[str, Any], row: dict[str, Any]) -> float:
-    """The largest distance, in standard errors, of the middle Ks' variances from the line through the first and the last."""
+    """The largest distance, in standard errors, of the middle Ks' variances from the line through first and last."""
     first, *middle, last = record["samples"]
     (a, ea), (b, eb) = row[f"gumbel_rao, K = {first}"], row[f"gumbel_rao, K = {last}"]
     worst = 0.0
@@ -65,13 +65,14 @@ def page(record: dict[str, Any]) -> str:
     falls = all(r[a][0] > r[b][0] for r in record["rows"] for a, b in itertools.pairwise(ways[1:]))
     return "\n\n".join(
         [
-            f"(z - c)' A (z - c) of one of 3 categories, c = 1/3, A the paper's matrix at p = {PROBS}, which is also the "
-            f"distribution. log10 of the trace of the covariance of one estimate at the logits; standard errors up to "
-            f"{relative / math.log(10):.3f}.",
+            f"(z - c)' A (z - c) of one of 3 categories, c = 1/3, A the paper's matrix at p = {PROBS}, which is also "
+            "the distribution. log10 of the trace of the covariance of one estimate at the logits; standard errors "
+            f"up to {relative / math.log(10):.3f}.",
             table(["log10 tr Cov", *(f"temperature {r['temperature']:g}" for r in record["rows"])], rows),
             "Published: a figure, not read off here; the claim is a variance that falls with K. "
-            f"{'Reproduced' if falls else 'Not reproduced'}; straight-through Gumbel-Softmax over the largest K, by temperature: {saved}. "
-            f"Proposition 3 (a line in 1 / K): the Ks between are within {worst:.1f} standard errors.",
+            f"{'Reproduced' if falls else 'Not reproduced'}; straight-through Gumbel-Softmax over the largest K, by "
+            f"temperature: {saved}. Proposition 3 (a line in 1 / K): the Ks between are within {worst:.1f} standard "
+            "errors.",
         ]
     )
 

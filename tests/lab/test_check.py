@@ -58,9 +58,12 @@ def verdicts(report) -> set[str]:
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("family", [Bernoulli, Categorical], ids=lambda c: c.__name__)
-@pytest.mark.parametrize("fault", ["none", "noise detached", "all detached", "wrong maximum"])
-def test_rebar_with_a_relaxed_draw_of_the_wrong_law_or_gradient(fault, family):
+@pytest.mark.parametrize(
+    ("family", "fault"),
+    [(Bernoulli, f) for f in ("none", "noise detached", "all detached")]
+    + [(Categorical, f) for f in ("none", "wrong maximum")],
+)
+def test_rebar_with_a_relaxed_draw_of_the_wrong_law_or_gradient(family, fault):
     report = check_estimator(faulty().SmallRebar(fault=fault), [family])
     if fault == "none":
         assert (report.verdict, report.failed, verdicts(report)) == ("unbiased: consistent", False, {"consistent"})
@@ -120,7 +123,7 @@ def test_a_baseline_that_uses_the_batch_when_there_was_none_before():
     [
         ("Mixing", "other members"),
         ("Undeclared", "couples_rows is False"),
-        ("WrongShape", r"predict gave \[3, 6400, 1\]"),
+        ("WrongShape", "predict gave [3, 6400, 1]"),
     ],
 )
 def test_a_baseline_that_breaks_the_protocol(name, said):
