@@ -62,6 +62,14 @@ PENDULUM: dict[str, Any] = merge(
         "total_steps": 800,
     },
 )
+# Estimators that learn, want further noise, and combine returns with a critic of the on-policy agent's.
+LEARNED = merge(STEPS, {"estimator": "rebar", "agent": {"critic": {"blend": 0.5}, "critic_updates": 2}})
+REPLAY_LEARNED = merge(REPLAY, {"estimator": {"name": "relax", "temperature": 0.5}})
+PER_PARAMETER = merge(EPISODES, {"baseline": "optimal_per_parameter"})
+V_TRACE = merge(
+    STEPS,
+    {"estimator": "importance_weighted", "agent": {"epochs": 2, "minibatches": 2, "returns": {"name": "v_trace"}}},
+)
 GYM = {"env": {"backend": "gymnasium"}}
 TIME_TAGS = {"charts/SPS"}
 
@@ -140,6 +148,10 @@ def killed_after(config: dict[str, Any], folder: Path, checkpoints: int) -> None
         pytest.param(merge(EPISODES, GYM), id="episodes-gymnasium"),
         pytest.param(EPOCHS, id="epochs"),
         pytest.param(REPLAY, id="replay-torch"),
+        pytest.param(LEARNED, id="steps-rebar"),
+        pytest.param(REPLAY_LEARNED, id="replay-relax"),
+        pytest.param(PER_PARAMETER, id="episodes-optimal-per-parameter"),
+        pytest.param(V_TRACE, id="epochs-v-trace"),
         pytest.param(merge(REPLAY, GYM), id="replay-gymnasium"),
         pytest.param(PENDULUM, id="sac-torch"),
         pytest.param(merge(PENDULUM, GYM), id="sac-gymnasium"),
@@ -209,6 +221,9 @@ SWEEP = {"learning_rate": [3e-3, 1e-4], "discount": [0.99, 0.9]}
         pytest.param(merge(EPISODES, {"total_steps": 100_000}), SWEEP, id="episodes"),
         pytest.param(merge(STEPS, {"total_steps": 100_000}), SWEEP, id="steps"),
         pytest.param(merge(REPLAY, {"total_steps": 100_000, "entropy_weight": 0.02}), SWEEP, id="replay"),
+        pytest.param(merge(LEARNED, {"total_steps": 100_000}), SWEEP, id="steps-rebar"),
+        pytest.param(merge(REPLAY_LEARNED, {"total_steps": 100_000}), SWEEP, id="replay-relax"),
+        pytest.param(merge(PER_PARAMETER, {"total_steps": 100_000}), SWEEP, id="episodes-optimal-per-parameter"),
     ],
 )
 def test_a_member_alone_equals_the_same_member_in_a_population(config: dict[str, Any], sweep: dict[str, Any]) -> None:

@@ -165,8 +165,8 @@ def run(quick: bool = False) -> dict[str, Any]:
     seeds, draws = (3, 200) if quick else (10, 1000)
     found: dict[str, Any] = {"seeds": seeds, "draws": draws, "cases": {}}
     for name, case in CASES.items():
-        steps = 200 if quick else case.steps
-        ways = {way: curve(case, way, seeds, steps, steps // 50, draws) for way in WAYS}
+        steps, points = (100, 10) if quick else (case.steps, 50)
+        ways = {way: curve(case, way, seeds, steps, steps // points, draws) for way in WAYS}
         found["cases"][name] = {"t": case.t, "steps": steps, "ways": ways}
     return found
 
@@ -218,6 +218,10 @@ def page(record: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def beside_it(a: float, b: float, margin: float) -> str:
+    return "below" if a < b - margin else "above" if a > b + margin else "level with"
+
+
 def verdict(record: dict[str, Any]) -> str:
     """What was found, from the numbers."""
     said = []
@@ -229,11 +233,10 @@ def verdict(record: dict[str, Any]) -> str:
         said.append(
             f"- {name}'s setting: RELAX below REINFORCE and REBAR: "
             f"{'reproduced' if relax < best else 'not reproduced'} ({relax:+.1f} beside {score:+.1f} and "
-            f"{min(rebar, shifted):+.1f}). REBAR is {'below' if rebar < score - 0.05 else 'level with'} REINFORCE at "
-            f"the same theta, with its toy's relaxation {'below' if shifted < score - 0.05 else 'level'}. The score "
-            f"function with a moving average is {'below' if based < relax else 'above'} RELAX and "
-            f"{'below' if based < best else 'above'} the others. Theta ends on the right side in {sides} of the "
-            "seeds (in the table's order)."
+            f"{min(rebar, shifted):+.1f}). At the same theta REBAR is {beside_it(rebar, score, 0.1)} REINFORCE, "
+            f"with its toy's relaxation {beside_it(shifted, score, 0.1)} it. The score function with a moving "
+            f"average is {beside_it(based, relax, 1)} RELAX and {beside_it(based, best, 1)} the others. Theta ends "
+            f"on the right side in {sides} of the seeds (in the table's order)."
         )
     said.append(
         "- Why: on one Bernoulli variable the control variate given b is a constant times the score, the constant "

@@ -128,8 +128,8 @@ def page(record: dict[str, Any]) -> str:
             f"column. Largest standard error of a trace {worst:.0%}.",
             table(header, rows),
             "Published: a figure, not read off here, for m up to 1,000 (the abstract: a 2,000-dimensional task), "
-            "with baselines of 250 "
-            "random Fourier features, fitted in a way that is not repeated here in detail; the claim is that the gain grows with m. "
+            "with baselines of 250 random Fourier features, fitted in a way that is not repeated here in detail; "
+            "the claim is that the gain grows with m. "
             + verdict(record),
         ]
     )  # fmt: skip

@@ -128,9 +128,9 @@ def page(record: dict[str, Any]) -> str:
             "Adam with .001 on each of two logits, temperature 1 throughout, gumbel_rao with K = 10. Expected loss "
             "at the last logits (exact), +- two standard errors over the latents.",
             table(["final loss", *(f"p = {p:g}" for p in record["powers"])], rows),
-            'Published: training curves in a figure, not read off here; the claim of the abstract is "the superiority of '
-            'ReinMax over the state of the art", on several tasks. Here all temperatures are 1, the default of the code, '
-            "not tuned. "
+            'Published: training curves in a figure, not read off here; the claim of the abstract is "the superiority '
+            'of ReinMax over the state of the art", on several tasks. Here all temperatures are 1, the default of the '
+            "code, not tuned. "
             + verdict(record),
         ]
     )  # fmt: skip

@@ -101,8 +101,7 @@ def prepare(plugins: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    if plugins:
-        load_plugins(plugins)
+    load_plugins(plugins)
 
 
 def one(part: str, name: str, settings: dict[str, Any]) -> Report:

@@ -15,7 +15,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import NormalDist
@@ -29,6 +29,7 @@ from pglab.distributions import FAMILIES, Bernoulli, Categorical, Distribution, 
 from pglab.errors import PglabError, unknown
 from pglab.estimators import ESTIMATORS, Estimator, Signal
 from pglab.estimators.base import Draw
+from pglab.gradients import cotangents
 from pglab.lab.check_distributions import Property, properties
 from pglab.lab.check_episodes import expectations
 from pglab.lab.check_problems import CASES, Case
@@ -318,6 +319,27 @@ def compared(known: Known, problem: Problem, reference: Problem | None = None, v
     )
 
 
+def mixes_rows(problem: Callable[[], Problem]) -> bool:
+    """Whether an estimate is another one when its row is alone. (What fails is reported by the rows themselves.)"""
+    try:
+        one = problem()
+        d, draw = one._rows(one.noise.apart(Purpose.MEASUREMENT, 8), 0, 4, 1)
+        together, *alone = (_at_rows(one, d, draw, at) for at in (slice(None), *(slice(i, i + 1) for i in range(4))))
+        return not torch.allclose(together, torch.cat(alone, 1), rtol=1e-6, atol=1e-9)
+    except Exception:
+        return False
+
+
+def _at_rows(one: Problem, d: Distribution, draw: Draw, at: slice) -> Tensor:
+    """The estimates of some rows of a draw `[1, S, 1]`, made from those rows, `[1, S', 1, n]`."""
+    parts = {f.name: getattr(d, f.name) for f in fields(d)}
+    d = replace(d, **{name: x[:, at] for name, x in parts.items() if isinstance(x, Tensor)})
+    noise = None if draw.noise is None else draw.noise[:, at]
+    draw = Draw(draw.action[:, at], noise, {name: x[:, at] for name, x in draw.extra.items()})
+    grads, _ = cotangents(one.estimator, d, draw, one._signal(d, draw), one.estimator_state)
+    return torch.cat([g.flatten(3) for g in grads], -1)
+
+
 @cache
 def known_of(family: type[Distribution]) -> tuple[Known, ...]:
     """The problems of a family with their exact gradients and the reference's variances."""
@@ -346,6 +368,9 @@ def check_estimator(
     with a critic that is not f. One that declares `same_mean_as` is compared with that estimator on the same noise.
     """
     part: Estimator = _built(ESTIMATORS, estimator)
+    missing = [name for name in ("needs", "kinds", "unbiased", "evaluations", "paper") if not hasattr(part, name)]
+    if missing:
+        raise PglabError(f"Estimator {part.name!r} does not declare {', '.join(missing)}, as every estimator must.")
     start = time.perf_counter()
     rows = [row for family in families if part.serves(family) for row in _on_family(part, known_of(family))]
     declared = f"biased: {part.declared_bias}" if part.declared_bias else "unbiased"
@@ -361,6 +386,8 @@ def _on_family(part: Estimator, known: Sequence[Known]) -> Iterator[Row]:
     for one in known:
         yield _row(one, make(part, one), make(other, one) if other else None)
     several = next(k for k in known if k.case.distribution.noise_shape[0] > 1 and not k.case.shared)
+    if mixes_rows(make(part, several)):
+        yield Row(several.family, several.case.name, "FAILED", "an estimate changes with the other rows of the batch")
     if part.uses_baseline:
         yield _row(known[0], make(part, known[0], "moving_average"), variant=", constant baseline")
         yield _row(several, make(part, several, PerFactor()), variant=", baseline per factor")
@@ -391,8 +418,8 @@ def _briefly_fitted(part: Estimator) -> Estimator:
 
 def _apart(problem: Problem) -> Problem:
     """The same problem with a critic that knows little of f."""
-    fields = {k: getattr(problem, k) for k in Problem.__dataclass_fields__}
-    return Apart(**fields, other=lambda z: 0.7 * problem.f(z) + 0.4 * z.flatten(1).sum(-1).square() + 1)
+    given = {f.name: getattr(problem, f.name) for f in fields(Problem)}
+    return Apart(**given, other=lambda z: 0.7 * problem.f(z) + 0.4 * z.flatten(1).sum(-1).square() + 1)
 
 
 # -- baselines

@@ -183,6 +183,26 @@ def test_an_estimator_that_does_not_work(how, said):
     assert len(report.rows) == 7
 
 
+class Normalised(ScoreFunction):
+    """Divided by the mean size of all rows' values: with 4096 of them too little bias to be seen."""
+
+    def surrogate(self, distribution, draw, signal, state):
+        return super().surrogate(distribution, draw, signal, state) / signal.value.abs().mean()
+
+
+def test_an_estimator_whose_rows_are_not_independent():
+    report = check_estimator(Normalised(), [Bernoulli])
+    assert report.failed
+    assert "an estimate changes with the other rows of the batch" in report.verdict
+    assert "changes with the other rows" not in check_estimator(ScoreFunction(), [Bernoulli]).verdict
+
+
+def test_an_estimator_that_declares_too_little():
+    cls = type("Silent", (Estimator,), {"surrogate": lambda *_: None, "kinds": frozenset({"binary"})})
+    with pytest.raises(PglabError, match="does not declare needs, unbiased, evaluations, paper"):
+        check_estimator(cls())
+
+
 def test_an_estimator_that_serves_nothing():
     report = check_estimator(ScoreFunction(), [])
     assert report.failed
