@@ -119,7 +119,11 @@ class CriticConfig(Strict):
     """Per-member gradient clipping."""
     blend: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Discrete: the critic is also shown (1 - w) onehot + w (uniform over the other actions), w uniform on (0, blend),
-    with the same target, so that it is smooth inside the simplex where relaxed actions ask it."""
+    so that it knows the inside of the simplex, where relaxed actions ask it."""
+    blend_target: Literal["same", "interpolated"] = "same"
+    """What a blended action is worth. same: what the drawn action is. interpolated: it is blended with one other action a',
+    drawn uniformly, and worth (1 - w) y + w Q_target(s, a'), so that Q is nearly linear between the vertices and its slope
+    there means something to straight-through estimators (Zhang et al. 2018, mixup)."""
 
 
 class OnPolicyConfig(Strict):

@@ -5,6 +5,7 @@ Letters: P population, B rows, C copies (2 for twins), L leading axes of the act
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -77,9 +78,43 @@ class QCritic:
 
         return critic
 
+    def between(
+        self,
+        against: Parameters,
+        obs: Tensor,
+        action: Tensor,
+        y: Tensor,
+        w: Tensor,
+        spec: ActionSpec,
+        allowed: Tensor | None,
+        noise: Callable[[], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Actions blended by `config.blend` x `w` and what they are worth (see `CriticConfig.blend_target`), `[P, B, E]` and
+        `[P, B]`: action `[P, B, E]`, y and w `[P, B]`; other actions are drawn by `noise` and valued `against` these
+        parameters."""
+        w = self.config.blend * w
+        if self.config.blend_target == "same":
+            return blended(action, w, spec, allowed), y
+        other = another(action, noise(), spec, allowed)
+        return torch.lerp(action, other, w.unsqueeze(-1)), torch.lerp(y, self.reduced(against, obs, other), w)
+
     def move_target(self) -> None:
         """One step of the target towards the critic."""
         self.target.flat.lerp_(self.parameters.flat, self.config.target_rate)
+
+
+def another(action: Tensor, noise: Tensor, spec: ActionSpec, allowed: Tensor | None) -> Tensor:
+    """One of the other allowed categories of every factor, drawn uniformly by exponential `noise` `[P, B, D, K]`; the same
+    one where there is no other. `[P, B, E]`."""
+    if spec.kind == "binary":
+        return 1 - action
+    a = action.unflatten(-1, spec.event_shape)
+    others = a < 0.5
+    if allowed is not None:
+        others = others & allowed
+    index = torch.where(others, noise, torch.inf).argmin(-1, keepdim=True)
+    drawn = torch.zeros_like(a).scatter_(-1, index, 1.0)
+    return torch.where(others.any(-1, keepdim=True), drawn, a).flatten(2)
 
 
 def blended(action: Tensor, w: Tensor, spec: ActionSpec, allowed: Tensor | None) -> Tensor:

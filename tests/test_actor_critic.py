@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pglab.agents import ActorCriticAgent
 from pglab.config import Config, CriticConfig, merge
-from pglab.critics import QCritic, blended
+from pglab.critics import QCritic, another, blended
 from pglab.environments.contract import ActionSpec
 from pglab.noise import ChunkedNoise, Noise, Purpose
 from pglab.replay import Replay, Transitions
@@ -178,6 +179,39 @@ def test_blended_actions_lie_on_the_simplex_between_the_action_and_the_others() 
         torch.tensor([[True, False, True, False]]),
     )
     torch.testing.assert_close(masked, torch.tensor([[[0.7, 0.0, 0.3, 0.0]]]))
+
+
+def test_another_action_is_one_of_the_other_allowed_ones_evenly() -> None:
+    n = 30_000
+    action = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]).expand(1, n, 8)  # two factors of four
+    allowed = torch.tensor([[True, False, True, True], [False, True, False, False]])
+    noise = torch.from_numpy(np.random.default_rng(0).standard_exponential((1, n, 2, 4))).float()
+    drawn = another(action, noise, ActionSpec("discrete", (4, 4)), allowed)
+    share = drawn.mean((0, 1))
+    # Six standard errors of a fair coin: a false alarm in 1e-9.
+    torch.testing.assert_close(share[:4], torch.tensor([0.0, 0.0, 0.5, 0.5]), atol=6 * 0.5 / n**0.5, rtol=0)
+    assert share[4:].tolist() == [0.0, 1.0, 0.0, 0.0]  # there is no other
+    assert another(torch.tensor([[[1.0, 0.0]]]), noise, ActionSpec("binary", (2, 2)), None).tolist() == [[[0.0, 1.0]]]
+
+
+def test_an_interpolated_action_is_worth_what_lies_between(monkeypatch) -> None:
+    more = {"agent": {"critic": {"blend": 0.999, "blend_target": "interpolated"}}}
+    agent = agent_after(merge(CARTPOLE, more), rounds=3)
+    rows = agent.replay.sample(torch.rand(len(agent.population), 64), None)
+    seen = {}
+
+    def regression(obs, action, y, weight):
+        seen.update(obs=obs, action=action, y=y)
+        return torch.zeros(1, *y.shape), torch.zeros_like(agent.critic.parameters.flat)
+
+    monkeypatch.setattr(agent.critic, "regression", regression)
+    agent.learn_critic(rows)
+    (plain, mixed), (y, worth) = seen["action"].chunk(2, 1), seen["y"].chunk(2, 1)
+    assert torch.equal(plain, rows.action)
+    w = (mixed * (1 - plain)).sum(-1)  # what went to the other of the two actions
+    assert bool(((w > 0) & (w < 1)).all())
+    other = agent.critic.reduced(agent.critic.target, seen["obs"].chunk(2, 1)[0], 1 - plain)
+    torch.testing.assert_close(worth, (1 - w) * y + w * other)
 
 
 def test_the_entropy_weight_rises_below_the_target_and_falls_above() -> None:

@@ -514,3 +514,28 @@ def test_termination_may_be_allowed_and_is_declared() -> None:
         trainer.agent.update(trainer.env)
     assert bool(torch.isfinite(trainer.agent.policy_parameters.flat).all())
     assert Config.read(read(more).plain()) == read(more)
+
+
+@pytest.mark.slow
+def test_it_learns_pendulum() -> None:
+    trained = train(
+        {
+            "env": {"id": "Pendulum-v1", "num_envs": 8},
+            "agent": {
+                "name": "bptt",
+                "horizon": 8,
+                "value": {"learning_rate": 3e-3, "max_grad_norm": 1.0},
+                "value_epochs": 8,
+                "value_minibatches": 2,
+            },
+            "policy": {"activation": "elu"},
+            "preprocessing": {"observation_scale": [1, 1, 0.125], "reward_scale": 0.1},
+            "learning_rate": {"kind": "linear", "start": 3e-3, "end": 3e-4},
+            "max_grad_norm": 1.0,
+            "discount": 0.95,
+            "seeds": 4,
+            "total_steps": 100_000,
+            "threads": 1,
+        }
+    )
+    assert np.median(np.mean(trained.evaluations[-1]["returns"], 1)) > -200

@@ -186,12 +186,12 @@ def test_values_are_the_discounted_returns_of_the_perturbed_networks_episodes(mi
     ],
 )
 def test_networks_share_starts_and_noise_as_they_are_told(common, mirrored, same) -> None:
-    options = {"perturbations": 4, "common_starts": common, "mirrored": mirrored, "deterministic": False}
+    options = {"perturbations": 6, "common_starts": common, "mirrored": mirrored, "deterministic": False}
     for more in ({}, {"env": {"backend": "gymnasium"}}):
-        agent, trainer = evolving({"agent": options}, more)
+        agent, trainer = evolving({"agent": options, "env": {"num_envs": 12}}, more)
         _, rollout = agent.collect(trainer.env, (0,))
-        first, noise = rollout.obs[0].unflatten(1, (4, 2)), rollout.noise[:5].unflatten(2, (4, 2))
-        for p, a, b, i, j in itertools.product(range(2), range(4), range(4), range(2), range(2)):
+        first, noise = rollout.obs[0].unflatten(1, (6, 2)), rollout.noise[:5].unflatten(2, (6, 2))
+        for p, a, b, i, j in itertools.product(range(2), range(6), range(6), range(2), range(2)):
             shared = i == j and same(a, b)
             assert torch.equal(first[p, a, i], first[p, b, j]) == shared
             assert torch.equal(noise[:, p, a, i], noise[:, p, b, j]) == shared
@@ -470,12 +470,13 @@ def test_it_learns_cartpole() -> None:
     trained = train(
         {
             "env": {"id": "CartPole-v1", "num_envs": 16},
-            "agent": {"name": "evolution", "sigma": 0.3, "shaping": "centered_ranks"},
+            "agent": {"name": "evolution", "sigma": 0.3},
             "policy": {"hidden": []},
             "learning_rate": 0.1,
             "discount": 1.0,
             "seeds": 4,
-            "total_steps": 100_000,
+            "total_steps": 60_000,
+            "threads": 1,
         }
     )
-    assert np.median(np.mean(trained.evaluations[-1]["returns"], 1)) > 400
+    assert np.median(np.mean(trained.evaluations[-1]["returns"], 1)) > 475

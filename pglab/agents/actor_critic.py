@@ -20,7 +20,7 @@ from torch import Tensor
 from pglab.agents.base import Agent, Metrics
 from pglab.baselines import Batch, baselined
 from pglab.config import ActorCriticConfig, Config
-from pglab.critics import QCritic, blended
+from pglab.critics import QCritic
 from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.estimators import Draw, Signal
@@ -203,13 +203,21 @@ class ActorCriticAgent(Agent):
             y = self.target(rows)
             obs, action, weight = self.preprocessor.observations(rows.obs), rows.action, rows.valid
             if c.blend:
-                u = self.chunks.take("uniform", Purpose.BLEND, self.updates, (rows.obs.shape[1],))
+                b, event = rows.obs.shape[1], self.spec.action.event_shape
+                w = self.chunks.take("uniform", Purpose.BLEND, self.updates, (b,))
                 allowed = self._mask(rows.action_mask)
-                mixed = blended(
-                    action, c.blend * u, self.spec.action, self.policy.padding if allowed is None else allowed
+                mixed, worth = self.critic.between(
+                    self.critic.target,
+                    obs,
+                    action,
+                    y,
+                    w,
+                    self.spec.action,
+                    self.policy.padding if allowed is None else allowed,
+                    lambda: self.chunks.take("exponential", Purpose.BLEND, self.updates, (b, *event), stream=1),
                 )
                 obs, action = torch.cat([obs, obs], 1), torch.cat([action, mixed], 1)
-                y, weight = torch.cat([y, y], 1), torch.cat([weight, weight], 1)
+                y, weight = torch.cat([y, worth], 1), torch.cat([weight, weight], 1)
             weight = weight / weight.sum(1, keepdim=True).clamp_min(1)
             q, grad = self.executor.pure(self.critic.regression)(obs, action, y, weight)
         clip_by_member(grad, c.max_grad_norm)

@@ -105,7 +105,8 @@ class BpttAgent(Agent):
 
     @property
     def rows_per_update(self) -> int:
-        return self.settings.horizon * self.num_envs
+        # The policy's passes are of one step each, V's of a minibatch.
+        return max(self.num_envs, self.settings.horizon * self.num_envs // self.settings.value_minibatches)
 
     @property
     def behaviour(self) -> Act:

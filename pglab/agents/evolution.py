@@ -128,7 +128,7 @@ class EvolutionAgent(Agent):
 
     @property
     def rows_per_update(self) -> int:
-        return max(1, self.num_envs * self.settings.block)
+        return self.num_envs  # nothing is computed from several steps at once
 
     # -- trying
 

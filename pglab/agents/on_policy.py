@@ -18,7 +18,7 @@ from torch import Tensor
 from pglab.agents.base import Agent, Metrics
 from pglab.baselines import Batch, Scores, baselined
 from pglab.config import Config, OnPolicyConfig
-from pglab.critics import QCritic, blended
+from pglab.critics import QCritic
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.errors import PglabError
 from pglab.estimators import Critic, Draw, Signal
@@ -350,15 +350,21 @@ class OnPolicyAgent(Agent):
             obs, action = by_member(prepared.obs), by_member(executed.flatten(3))  # [P, T*N, ...]
             y, weight = (by_member(x.unsqueeze(-1)).squeeze(-1) for x in (prepared.batch.value, prepared.value_weight))
             if c.blend:
-                rows = prepared.obs.shape[0], prepared.obs.shape[2]
-                u = self.noise.uniform(Purpose.BLEND, (self.updates,), rows, axis=1)
-                w = by_member(c.blend * u.unsqueeze(-1)).squeeze(-1)
+                rows, event = (prepared.obs.shape[0], prepared.obs.shape[2]), self.spec.action.event_shape
+                w = by_member(self.noise.uniform(Purpose.BLEND, (self.updates,), rows, axis=1).unsqueeze(-1)).squeeze(
+                    -1
+                )
                 mask = self.policy.padding
                 if prepared.action_mask is not None:
-                    mask = by_member(prepared.action_mask.flatten(3)).unflatten(-1, self.spec.action.event_shape)
-                mixed = blended(action, w, self.spec.action, mask)
+                    mask = by_member(prepared.action_mask.flatten(3)).unflatten(-1, event)
+
+                def noise() -> Tensor:
+                    drawn = self.noise.exponential(Purpose.BLEND, (self.updates, 1), (*rows, *event), axis=1)
+                    return by_member(drawn.flatten(3)).unflatten(-1, event)
+
+                mixed, worth = self.critic.between(parameters, obs, action, y, w, self.spec.action, mask, noise)
                 obs, action = torch.cat([obs, obs], 1), torch.cat([action, mixed], 1)
-                y, weight = torch.cat([y, y], 1), torch.cat([weight, weight], 1) / 2
+                y, weight = torch.cat([y, worth], 1), torch.cat([weight, weight], 1) / 2
         rate = self.rate("agent.critic.learning_rate")
         for _ in range(s.critic_updates):
             with torch.no_grad():

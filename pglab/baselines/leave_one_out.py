@@ -18,8 +18,9 @@ class LeaveOneOut(Baseline):
 
     With no other survivor, an earlier batch's mean at that time step, or 0 when no earlier batch reached it. Unbiased:
     episodes are independent given the policy. In step-wise collection the other environments at the same index of the
-    block are compared, whose episodes are at different steps: unbiased too, only less correlated. (Their steps of the same
-    number would not do: where the block stops depends on how long the episodes before it lasted.)
+    block are compared, whose episodes are at different steps: unbiased too, only less correlated. (All rows of the same step of
+    an episode would not do: a column's own are among them, and how many it has depends on what it did before.
+    `time_dependent` with `leave_one_out` compares them without the own column.)
     """
 
     couples_rows = True

@@ -85,6 +85,8 @@ def _baselines() -> list[dict[str, Any]]:
             "baseline": name,
             "needs": ", ".join(sorted(BASELINES.get(name).needs)) or None,
             "unbiased": BASELINES.get(name).unbiased,
+            "bias": BASELINES.get(name).bias or None,
+            "minimises": BASELINES.get(name).minimises or None,
             "couples rows": BASELINES.get(name).couples_rows,
             "paper": BASELINES.get(name).paper or None,
         }
