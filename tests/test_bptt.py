@@ -309,6 +309,7 @@ def test_a_termination_ends_the_return_without_v(linear: None) -> None:
 def test_targets_are_the_papers_mixture_of_k_step_returns() -> None:
     """(1 - lam) sum_k lam^(k-1) G_k + lam^(h-t-1) G_(h-t), with V of the target network (Xu et al. 2022, eq. 7)."""
     agent, env = agent_in(Pendulum, {"agent": {"returns": {"lam": 0.7}}})
+    agent.value_parameters.flat.add_(0.3)  # V itself plays no part
     segment = agent.segment(env, normal(6, 2, 3, 1), uniform(6, 2, 3, 2))
     rollout, h, lam = segment.rollout, 6, 0.7
     target = agent.value_target

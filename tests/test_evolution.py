@@ -147,8 +147,11 @@ def test_values_are_the_discounted_returns_of_the_perturbed_networks_episodes(mi
         {
             "env": {"id": env, "max_episode_steps": 21},
             "agent": {"perturbations": 4, "sigma": 0.3, "mirrored": mirrored, "episodes": episodes},
+            "preprocessing": {"normalize_observations": True},
         }
     )
+    agent.preprocessor.state["obs"]["mean"].fill_(0.2)
+    agent.preprocessor.state["obs"]["var"].copy_(torch.tensor([[2.25], [4.0]]))
     tried, rollout = agent.collect(trainer.env, (0,))
     assert tried.value.shape == (2, 4)
     for p, m in itertools.product(range(2), range(4)):
@@ -159,7 +162,10 @@ def test_values_are_the_discounted_returns_of_the_perturbed_networks_episodes(mi
             at += math.prod(shape)
         columns = slice(2 * m, 2 * m + 2)
         valid, obs = rollout.valid[:, p, columns], rollout.obs[:, p, columns]
-        out = torch.tanh(obs @ parts["weight0"] + parts["bias0"]) @ parts["weight1"] + parts["bias1"]
+        out = (
+            torch.tanh((obs - 0.2) / [1.5, 2.0][p] @ parts["weight0"] + parts["bias0"]) @ parts["weight1"]
+            + parts["bias1"]
+        )
         if env == "CartPole-v1":
             assert torch.equal(rollout.action[:, p, columns, 0].argmax(-1)[valid], out.argmax(-1)[valid])
         else:

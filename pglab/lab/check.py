@@ -325,7 +325,7 @@ def mixes_rows(problem: Callable[[], Problem]) -> bool:
         one = problem()
         d, draw = one._rows(one.noise.apart(Purpose.MEASUREMENT, 8), 0, 4, 1)
         together, *alone = (_at_rows(one, d, draw, at) for at in (slice(None), *(slice(i, i + 1) for i in range(4))))
-        return not torch.allclose(together, torch.cat(alone, 1), rtol=1e-6, atol=1e-9)
+        return not torch.allclose(together, torch.cat(alone, 1), rtol=1e-6, atol=1e-9, equal_nan=True)
     except Exception:
         return False
 
@@ -613,6 +613,8 @@ def _report(
         verdict = f"BIASED: not the mean of {same_as}" if same_as else "BIASED"
     elif same_as:
         verdict = f"the mean of {same_as}: consistent; measured bias {worst}"
+    elif declared != "unbiased" and all(r.verdict == "none seen" for r in rows):
+        verdict = "declared biased: none seen on these problems"
     elif declared != "unbiased":
         verdict = f"declared biased: measured bias {worst}"
     else:
