@@ -170,7 +170,7 @@ class Problem:
 
     @property
     def _values(self) -> bool:
-        return "value" in self.estimator.needs or self.estimator.uses_baseline
+        return "value" in self.estimator.needs or (self.estimator.uses_baseline and self.baseline.name != "none")
 
     def critic(self, action: Tensor) -> Tensor:
         """f at actions `[*lead, *event]`, `[*lead]`. PglabError where f's result is not one number per action, or has no
@@ -212,7 +212,7 @@ class Problem:
         """One estimate per member, `[S, *event]` for every parameter."""
         d, draw = self._rows(noise, counter, s, self.draws)
         signal = self._signal(d, draw)
-        if self.estimator.uses_baseline:
+        if signal.value is not None and self.estimator.uses_baseline:
             state = repeat_members(self.baseline_state, s)
             signal = baselined(self.baseline, state, self._batch(d, draw, signal), signal)
         grads, _ = cotangents(self.estimator, d, draw, signal, self.estimator_state)
@@ -258,7 +258,7 @@ class Problem:
             d, draw = found._rows(noise, counter, 1, FIT_ROWS)
             signal = found._signal(d, draw)
             state, learned = found.baseline_state, found.estimator_state
-            if self.estimator.uses_baseline:
+            if signal.value is not None and self.estimator.uses_baseline:
                 batch = found._batch(d, draw, signal)
                 signal = baselined(self.baseline, state, batch, signal)
                 if adapts and counter < FIT_BATCHES:

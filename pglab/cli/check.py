@@ -196,22 +196,14 @@ def summary(console: Any, reports: Sequence[Report]) -> None:
 
     for part in dict.fromkeys(r.part for r in reports):
         rows = [
-            {
-                "name": r.name,
-                "problems": len(r.rows),
-                "z": r.z,
-                "bias": r.bias,
-                "seconds": r.seconds,
-                "verdict": short(r),
-            }
+            {"name": r.name, "problems": len(r.rows), "z": r.z, "bias": r.bias, "verdict": short(r)}
             for r in reports
             if r.part == part
         ]
-        columns: list[Column | str] = ["name", "problems", Column("z", "|z|", ".1f"), Column("bias", "", percent)]
+        columns: list[Column | str] = ["name", Column("z", "|z|", ".3g"), Column("bias", "", percent)]
         if part == "distribution":
             columns = ["name", Column("problems", "properties")]
-        columns += [Column("seconds", "", ".1f"), "verdict"]
-        console.print(rich_table(rows, columns, f"{part}s", 80))
+        console.print(rich_table(rows, [*columns, "verdict"], f"{part}s", 80))
 
 
 def short(report: Report) -> str:
