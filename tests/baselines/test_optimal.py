@@ -255,7 +255,7 @@ def test_dead_parameters_have_0_and_nothing_is_nan():
     batch, *_ = chain()
     s = batch.scores()
     zero = torch.zeros_like(s.one[..., :1])
-    tiny = torch.full_like(zero, 1e-23)  # squared, below what float32 can hold
+    tiny = torch.full_like(zero, 1e-22)  # squared, below what float32 can divide by
     dead = Scores(torch.cat([s.value, zero, 3 * tiny], -1).float(), torch.cat([s.one, zero, tiny], -1).float(), s.along)
     state = fitted(OptimalPerParameter(), replace(batch, scores=lambda: dead))
     found = OptimalPerParameter().coefficient(state)
