@@ -94,7 +94,7 @@ def properties(cls: type[Distribution]) -> Iterator[Property]:
                     continue
                 error, allowed = found
                 if allowed == LAW and not error <= LAW:
-                    error = min(error, test(one, example.f, 1)[0])  # type: ignore[call-arg, index]
+                    error = min(error, test(one, example.f, 1)[0])  # type: ignore[index]
             except Exception as failure:
                 text = str(failure).strip().splitlines()
                 kind = "" if isinstance(failure, PglabError) else f"{type(failure).__name__}: "
