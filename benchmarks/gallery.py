@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,7 +224,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--page", type=Path)
     parser.add_argument("--figures", type=Path, default=Path("docs/figures/gallery"))
-    parser.add_argument("--only", nargs="*", help="these estimators only (figures; the page is not written)")
+    parser.add_argument(
+        "--only", nargs="*", help="these estimators only: their figures, and their sections of a page that exists"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     n, sections = options.samples, []
@@ -252,7 +255,15 @@ def main() -> None:
         print(f"{name}: median variance over |gradient|^2: {summary}", flush=True)
         if options.page:
             sections.append(section(name, curves, image.relative_to(options.page.parent).as_posix()))
-    if options.page and not options.only:
+    if options.page and options.only:
+        page = options.page.read_text(encoding="utf-8")
+        for name, new in zip(names, sections, strict=True):
+            page = (
+                re.sub(rf"^## {name}\n.*?(?=\n\n## |\Z)", lambda _, new=new: new, page.rstrip(), flags=re.M | re.S)
+                + "\n"
+            )
+        options.page.write_text(page, encoding="utf-8")
+    elif options.page:
         origin = reporting.origin(reporting.provenance())
         contents = " · ".join(f"[{name}](#{name})" for name in names)
         text = "\n\n".join(
