@@ -14,10 +14,15 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").glob("*/RESULTS.md")])
 
 
+def shipped(registry) -> list[str]:
+    """Other tests register methods of their own."""
+    return [n for n in registry.names() if registry.get(n).__module__.startswith("pglab.")]
+
+
 def test_the_gallery_has_every_estimator_with_its_figure():
     page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
     found = re.findall(r"^## (\w+)$", page, re.M)
-    assert found == ESTIMATORS.names()
+    assert found == shipped(ESTIMATORS)
     for name in found:
         assert f"figures/gallery/{name}.png" in page
         assert (ROOT / "docs" / "figures" / "gallery" / f"{name}.png").is_file()
@@ -26,7 +31,7 @@ def test_the_gallery_has_every_estimator_with_its_figure():
 
 def test_the_readme_names_every_estimator_and_baseline():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [n for n in [*ESTIMATORS.names(), *BASELINES.names()] if f"`{n}`" not in page]
+    missing = [n for n in [*shipped(ESTIMATORS), *shipped(BASELINES)] if f"`{n}`" not in page]
     assert not missing
 
 
