@@ -13,11 +13,6 @@ from pglab.policy import CLASSES
 from pglab.policy import FAMILIES as POLICY_FAMILIES
 
 
-def signal_of(config: Config) -> frozenset[str]:
-    """What the agent's signal offers: values of drawn actions, a critic, its gradient and its values at relaxed actions."""
-    return frozenset({"value", "critic", "critic_gradient", "critic_relaxed"})
-
-
 def family_of(config: Config, action: ActionSpec) -> type[Distribution]:
     """The family of distributions that the policy has for these actions; where the config names one that does not fit
     them, which the policy refuses, the one it would have by itself."""
@@ -29,10 +24,9 @@ def family_of(config: Config, action: ActionSpec) -> type[Distribution]:
     return CLASSES[name]
 
 
-def fitting(config: Config, family: type[Distribution]) -> list[str]:
-    """Names of the estimators that this agent and family can use."""
-    offered = signal_of(config)
-    return [n for n in ESTIMATORS.names() if ESTIMATORS.get(n).serves(family) and ESTIMATORS.get(n).needs <= offered]
+def fitting(family: type[Distribution]) -> list[str]:
+    """Names of the estimators that serve this family. Every agent has all that an estimator may need of f."""
+    return [n for n in ESTIMATORS.names() if ESTIMATORS.get(n).serves(family)]
 
 
 def outcomes(action: ActionSpec) -> int:
@@ -51,17 +45,11 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
     family = family_of(config, spec.action)
     kind = family.kind
     estimator: Estimator = config.estimator
-    possible = ", ".join(fitting(config, family))
+    possible = ", ".join(fitting(family))
     if not estimator.serves(family):
         raise PglabError(
             f"Estimator {estimator.name!r} does not serve {spec.id}'s {kind} actions as {family.__name__} "
             f"(only {estimator.served()}): with agent {config.agent.name!r} choose one of {possible}."
-        )
-    missing = estimator.needs - signal_of(config)
-    if missing:
-        raise PglabError(
-            f"Estimator {estimator.name!r} needs {', '.join(sorted(missing))}, which agent {config.agent.name!r} does not "
-            f"have: choose agent actor_critic, or one of {possible}."
         )
     if spec.has_action_mask and config.policy.distribution == "bernoulli":
         raise PglabError(
@@ -78,7 +66,7 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
     if isinstance(config.agent, OnPolicyConfig) and not estimator.reweights:
         steps = config.agent.epochs * config.agent.minibatches
         if steps > 1:
-            users = ", ".join(n for n in fitting(config, family) if ESTIMATORS.get(n).reweights)
+            users = ", ".join(n for n in fitting(family) if ESTIMATORS.get(n).reweights)
             raise PglabError(
                 f"Estimator {estimator.name!r} takes one step on a batch: set agent.epochs and agent.minibatches to 1 (now "
                 f"{config.agent.epochs} and {config.agent.minibatches}), or choose one of {users}."
@@ -99,7 +87,7 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
             f"Estimator {estimator.name!r} uses no baseline, but {baseline.name!r} is set: choose none, or {users}."
         )
     if "scores" in baseline.needs and not estimator.linear:
-        linear = ", ".join(n for n in fitting(config, family) if ESTIMATORS.get(n).linear)
+        linear = ", ".join(n for n in fitting(family) if ESTIMATORS.get(n).linear)
         raise PglabError(
             f"Baseline {baseline.name!r} needs an estimate that is linear in the value, which {estimator.name!r} is not: "
             f"choose one of {linear}."
@@ -116,13 +104,13 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
         raise PglabError(
             f"preprocessing.observation_scale has {len(scale)} factors; {spec.id} has {spec.observation_size} components."
         )
-    if isinstance(config.agent, ActorCriticConfig):
-        if config.agent.critic.target_action == "expectation" and spec.action.kind == "continuous":
-            raise PglabError(
-                "agent.critic.target_action 'expectation' needs actions that can be enumerated: choose sample or mode."
-            )
-        if config.agent.critic.blend and spec.action.kind == "continuous":
-            raise PglabError("agent.critic.blend is for discrete actions: set it to 0.")
+    agent, continuous = config.agent, spec.action.kind == "continuous"
+    if isinstance(agent, ActorCriticConfig) and continuous and agent.critic.target_action == "expectation":
+        raise PglabError(
+            "agent.critic.target_action 'expectation' needs actions that can be enumerated: choose sample or mode."
+        )
+    if isinstance(agent, ActorCriticConfig | OnPolicyConfig) and continuous and agent.critic.blend:
+        raise PglabError("agent.critic.blend is for discrete actions: set it to 0.")
 
 
 def _check_own(config: Config) -> None:

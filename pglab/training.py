@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pglab import checkpoint
-from pglab.agents import ActorCriticAgent, Agent, EvolutionAgent, OnPolicyAgent, make_agent
+from pglab.agents import ActorCriticAgent, Agent, make_agent
 from pglab.capabilities import check_fit
 from pglab.config import Config
 from pglab.devices import keep_memory, pick_device, pick_threads
@@ -247,10 +247,7 @@ class Trainer:
 
     def _count(self, rollout: Any) -> None:
         self.steps += rollout.valid.sum((0, 2)).cpu().numpy()
-        whole = isinstance(self.agent, EvolutionAgent) or (
-            isinstance(self.agent, OnPolicyAgent) and self.agent.settings.collect == "episodes"
-        )
-        # Whole episodes start and end within the batch.
+        whole = self.agent.steps_per_update is None  # whole episodes, which start and end within the batch
         running = torch.zeros_like(rollout.reward[0]) if whole else self.running
         total, length, count, running = episode_sums(rollout, running)
         if not whole:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from pglab import checkpoint
 from pglab.config import Config, merge
@@ -421,6 +422,16 @@ def test_a_config_that_no_longer_fits_the_checkpoint_is_one_sentence(tmp_path: P
         resume(tmp_path / "run", overrides={"policy": {"hidden": [8]}})
     with pytest.raises(PglabError, match="normalisation was changed"):
         resume(tmp_path / "run", overrides={"preprocessing": {}})
+
+
+def test_an_estimator_whose_learned_state_the_checkpoint_lacks_is_one_sentence(tmp_path: Path) -> None:
+    train(merge(STEPS, {"estimator": {"name": "rebar", "learn": False}, "total_steps": 320}), tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    data = yaml.safe_load(path.read_text())
+    data["estimator"]["learn"], data["total_steps"] = True, 640
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(PglabError, match="estimator 'rebar' has learned, optimizer"):
+        resume(tmp_path / "run")
 
 
 def test_episodes_that_cannot_be_gone_on_with_begin_again_for_the_agent_too() -> None:

@@ -110,7 +110,7 @@ class Agent(ABC):
     @property
     @abstractmethod
     def steps_per_update(self) -> int | None:
-        """Environment steps per member of one update; None where it varies."""
+        """Environment steps per member of one update; None where it varies, because the update plays whole episodes."""
 
     @property
     @abstractmethod
@@ -209,6 +209,12 @@ class Agent(ABC):
                     f"The checkpoint does not fit the config: its {name} network has shape {given}, the config's "
                     f"{list(p.flat.shape)} (members, parameters)."
                 )
+        learned = tree.get("estimator", {})
+        if learned.keys() != self.estimator_learned.keys():
+            raise PglabError(
+                f"The checkpoint does not fit the config: it holds {', '.join(learned) or 'nothing'} of what the estimator "
+                f"learns, estimator {self.config.estimator.name!r} has {', '.join(self.estimator_learned) or 'nothing'}."
+            )
         if tree["preprocessor"].keys() != self.preprocessor.state.keys():
             raise PglabError("The checkpoint does not fit the config: preprocessing's normalisation was changed.")
         with torch.no_grad():
@@ -216,7 +222,7 @@ class Agent(ABC):
                 p.flat.copy_(tree["networks"][name])
         self.policy_optimizer = tree["policy_optimizer"]
         self.baseline_state = tree["baseline"]
-        self.estimator_learned = tree["estimator"]
+        self.estimator_learned = learned
         self.preprocessor.state = tree["preprocessor"]
         self.updates = tree["updates"]
         self.progress = tree["progress"]

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from pglab.agents import ActorCriticAgent, Agent, BpttAgent, EvolutionAgent, OnPolicyAgent
-from pglab.config import BpttConfig, OnPolicyConfig
 from pglab.environments.contract import Environment
 from pglab.lab.gradient_statistics import noise_to_signal
 from pglab.noise import Purpose
@@ -78,13 +77,12 @@ def _replayed(agent: ActorCriticAgent, replicates: int, snapshot: int) -> np.nda
 def _collected(
     agent: OnPolicyAgent | EvolutionAgent | BpttAgent, make_env: MakeEnvironment, replicates: int, snapshot: int
 ) -> np.ndarray:
-    members, s = len(agent.population), agent.settings
-    if isinstance(s, BpttConfig):
-        longest = s.horizon
-    elif isinstance(s, OnPolicyConfig) and s.collect == "steps":
-        longest = s.steps
+    members, steps = len(agent.population), agent.steps_per_update
+    if steps is not None:
+        longest = steps // agent.num_envs
     else:
-        longest = (agent.spec.max_episode_steps or 1000) * s.episodes
+        assert not isinstance(agent, BpttAgent)
+        longest = (agent.spec.max_episode_steps or 1000) * agent.settings.episodes
     at_once = max(1, min(ROWS // (members * agent.num_envs * longest), INSTANCES // (members * agent.num_envs)))
     found = []
     for start in range(0, replicates, at_once):
@@ -98,7 +96,7 @@ def _collected(
                 twin.position = _random_phases(twin, env, twin.behaviour)
                 twin.gradient(twin.collect(env, (2,)))
             else:
-                if twin.settings.collect == "steps":
+                if steps is not None:
                     twin.position = _random_phases(twin, env, twin.act)
                 # The first step's rows: all of them, or the first minibatch.
                 twin.gradient(twin.minibatches(twin.prepare(twin.collect(env, (2,))), 0)[0])

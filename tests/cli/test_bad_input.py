@@ -77,6 +77,7 @@ CASES = {
     "unknown baseline": ([*CARTPOLE, "--baseline", "vlaue"], "vlaue", "'value'"),
     "unknown agent": ([*CARTPOLE, "--agent", "onpolicy"], "onpolicy", "on_policy"),
     "estimator for other actions": ([*CARTPOLE, "--estimator", "pathwise"], "discrete actions", "score_function"),
+    "blended continuous actions": (["train", "--env.id", "Pendulum-v1", "--estimator", "q_prop", "--agent.critic.blend", "0.5"], "agent.critic.blend", "discrete"),
     "one step an update": ([*CARTPOLE, "--estimator", "enumeration", "--agent.epochs", "4"], "agent.epochs", "score_function"),
     "baseline without its signal": ([*CARTPOLE, "--agent", "actor_critic", "--baseline", "value"], "needs v", "critic_mean"),
     "baseline not used": ([*CARTPOLE, "--agent", "actor_critic", "--estimator", "enumeration", "--baseline", "moving_average"], "uses no baseline", "score_function"),
