@@ -366,6 +366,22 @@ class MeasurementConfig(Strict):
         return value
 
 
+class SnapshotConfig(Strict):
+    """Policies that are kept along training, for `pglab variance` to measure gradients at."""
+
+    at: list[Annotated[float, Field(ge=0, le=1)]] = [0.0, 0.25, 0.5, 1.0]
+    """Fractions of training in [0, 1] at which the networks are kept, ascending; empty: never."""
+    transitions: Annotated[int, Field(ge=0)] = 10_000
+    """actor_critic: at most so many transitions of the replay are kept with them, per member, evenly spread over it."""
+
+    @field_validator("at")
+    @classmethod
+    def _ascending(cls, value: list[float]) -> list[float]:
+        if sorted(set(value)) != value:
+            raise ValueError(f"snapshots.at must ascend without repetition, not {value}")
+        return value
+
+
 def _within(name: str, schedules: list[Schedule], low: float, high: float) -> None:
     """ValueError unless every value a field may take lies in [low, high]."""
     for schedule in schedules:
@@ -415,6 +431,8 @@ class Config(Strict):
     """Evaluation while training."""
     measurement: MeasurementConfig = MeasurementConfig()
     """Measuring the gradient's noise while training."""
+    snapshots: SnapshotConfig = SnapshotConfig()
+    """Policies kept for later measurement."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving."""
     log_every: Positive = 5_000

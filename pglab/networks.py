@@ -175,7 +175,7 @@ class MLP:
                 x = ACTIVATIONS[self.activation](z)
         return kept, _affine(x, weights[2 * last], weights[2 * last + 1])
 
-    def _hidden(self, kept: Tensor) -> Tensor:
+    def hidden(self, kept: Tensor) -> Tensor:
         """A hidden layer's values from what `run` keeps of it."""
         return kept if self.activation in ("tanh", "relu") else ACTIVATIONS[self.activation](kept)
 
@@ -188,7 +188,7 @@ class MLP:
         g = cotangent
         for i in range(len(self.sizes) - 2, -1, -1):
             if wanted[1 + 2 * i]:
-                found[1 + 2 * i] = _outer(x if i == 0 else self._hidden(kept[i - 1]), g)
+                found[1 + 2 * i] = _outer(x if i == 0 else self.hidden(kept[i - 1]), g)
             if wanted[2 + 2 * i]:
                 found[2 + 2 * i] = g.sum(1, keepdim=True)
             if not (any(wanted[1 : 1 + 2 * i]) or wanted[0]):
@@ -209,7 +209,7 @@ class MLP:
         for i in range(len(self.sizes) - 2, 0, -1):
             g = torch.bmm(deltas[-1], weights[2 * i].transpose(1, 2))
             deltas.append(_through(self.activation, g, kept[i - 1]))
-        return [x, *(self._hidden(h) for h in kept)], deltas[::-1]
+        return [x, *(self.hidden(h) for h in kept)], deltas[::-1]
 
     def pull_in_parts(
         self, weights: Sequence[Tensor], x: Tensor, kept: Sequence[Tensor], cotangent: Tensor, wanted: Sequence[bool]
@@ -327,6 +327,13 @@ def _through(activation: Activation, g: Tensor, kept: Tensor) -> Tensor:
     if activation == "elu":
         return ops.elu_backward(g, 1.0, 1.0, 1.0, False, kept)
     return ops.silu_backward(g, kept)
+
+
+def slope(activation: Activation, kept: Tensor) -> Tensor:
+    """The activation's derivative, from what `MLP.run` keeps of a layer."""
+    if activation == "tanh":
+        return 1 - kept * kept
+    return _through(activation, torch.ones_like(kept), kept)
 
 
 def orthogonal(g: np.random.Generator, a: int, b: int, gain: float) -> np.ndarray:

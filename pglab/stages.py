@@ -1,4 +1,4 @@
-"""Looking at policies along training: evaluations and measurements, each member at its own number of steps.
+"""Looking at policies along training: evaluations, measurements and snapshots, each member at its own number of steps.
 
 Members that collect whole episodes reach a number of steps at different updates. What a member is at the moment it gets
 there is kept until the last one has got there too; then all are looked at together. So neither what is evaluated nor the
@@ -22,9 +22,9 @@ FINAL = 2**20  # the number of the last evaluation, which no other reaches
 
 @dataclass(frozen=True)
 class Look:
-    """One evaluation or measurement: its number (of its kind) and the steps of a member at which it is due."""
+    """One evaluation, measurement or snapshot: its number (of its kind) and the steps of a member at which it is due."""
 
-    kind: Literal["evaluation", "measurement"]
+    kind: Literal["evaluation", "measurement", "snapshot"]
     number: int
     due: float
 
@@ -38,10 +38,12 @@ def looks_of(config: Config) -> list[Look]:
     total, every = config.total_steps, config.evaluation.every
     evaluations = [Look("evaluation", k, k * every) for k in range(-(-total // every))]
     first = config.agent.replay.warmup if isinstance(config.agent, ActorCriticConfig) else 0
-    measurements = [
-        Look("measurement", j, min(max(f * total, first), total)) for j, f in enumerate(config.measurement.at)
+    kinds: list[tuple[Literal["measurement", "snapshot"], list[float]]] = [
+        ("measurement", config.measurement.at),
+        ("snapshot", config.snapshots.at),
     ]
-    return [*evaluations, Look("evaluation", FINAL, total), *measurements]
+    others = [Look(k, j, min(max(f * total, first), total)) for k, at in kinds for j, f in enumerate(at)]
+    return [*evaluations, Look("evaluation", FINAL, total), *others]
 
 
 class Stages:
@@ -71,7 +73,7 @@ class Stages:
         """
         furthest, least = steps.max(), steps.min()
         for look in [x for x in self.looks if x.due <= furthest and x.key not in self.done]:
-            if isinstance(agent, ActorCriticAgent) and look.kind == "measurement" and agent.replay.size == 0:
+            if isinstance(agent, ActorCriticAgent) and look.kind != "evaluation" and agent.replay.size == 0:
                 continue
             if look.key not in self.kept and look.due <= least:
                 at, then = steps.tolist(), agent  # all at once

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pglab import checkpoint
-from pglab.agents import ActorCriticAgent, Agent, make_agent
+from pglab import checkpoint, snapshots
+from pglab.agents import ActorCriticAgent, Agent, OnPolicyAgent, make_agent
 from pglab.capabilities import check_fit
 from pglab.config import Config
 from pglab.devices import keep_memory, pick_device, pick_threads
@@ -319,9 +319,18 @@ class Trainer:
             began = time.perf_counter()
             if look.kind == "evaluation":
                 self._evaluate(look, agent, steps)
-            else:
+            elif look.kind == "measurement":
                 self._measure(look, agent, steps)
+            else:
+                self._keep(look, agent, steps)
+                continue
             self.seconds[look.kind] += time.perf_counter() - began
+
+    def _keep(self, look: Look, agent: Agent, steps: list[int]) -> None:
+        """Keep what the agent is now, for `pglab variance`. An agent that cannot be measured there is not kept."""
+        c = self.config.snapshots
+        if self.folder is not None and isinstance(agent, OnPolicyAgent | ActorCriticAgent):
+            snapshots.save(self.folder.snapshots, look.number, c.at[look.number], steps, agent, c.transitions)
 
     def _evaluate(self, look: Look, agent: Agent, steps: list[int]) -> None:
         c, members = self.config.evaluation, len(self.population)

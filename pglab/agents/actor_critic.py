@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -103,6 +103,24 @@ class ActorCriticAgent(Agent):
         self.replay.count, self.rounds = tree["replay"]["count"], tree["rounds"]
         at = tree.get("position")
         self.position = None if at is None else Position(at["obs"], at["time"], at["mask"])
+
+    def replicated(self, replicates: range, *prefix: int) -> Self:
+        twin = super().replicated(replicates, *prefix)
+        twin.critic = copy.copy(self.critic)
+        twin.critic.parameters = self.critic.parameters.repeated(len(replicates))
+        twin.critic.target = self.critic.target.repeated(len(replicates))
+        twin.log_alpha = self.log_alpha.repeat_interleave(len(replicates), 0)
+        twin.chunks = ChunkedNoise(twin.noise)
+        twin.position = None
+        return twin
+
+    def frozen_state(self) -> dict[str, Any]:
+        return super().frozen_state() | {"log_alpha": self.log_alpha}
+
+    def frozen(self, tree: Mapping[str, Any]) -> Self:
+        twin = super().frozen(tree)
+        twin.log_alpha = tree.get("log_alpha", self.log_alpha)
+        return twin
 
     @property
     def steps_per_update(self) -> int | None:
@@ -240,15 +258,21 @@ class ActorCriticAgent(Agent):
             weight.unsqueeze(0),
         )
 
+    def estimate(
+        self, rows: ActorRows, distribution: Distribution, draw: Draw, signal: Signal
+    ) -> tuple[list[Tensor], Tensor]:
+        """The cotangents at the parameters of `distribution`, the policy at these rows, and the surrogate (see
+        `pglab.gradients.cotangents`); `draw` and `signal` are those of `signal`."""
+        state, alpha = self.estimator_state(), self.entropy_weight()
+        return cotangents(self.config.estimator, distribution, draw, signal, state, alpha, draw.noise)
+
     def gradient(self, rows: ActorRows) -> Metrics:
         """Fill the policy's `.grad` `[P, n]` (for descent) with the estimate at these states: what training applies, and
         what measurements measure."""
         mask = None if rows.action_mask is None else rows.action_mask.unsqueeze(0)
         distribution = self.policy.distribution(self.policy_parameters, rows.obs.unsqueeze(0), mask)  # rows [1, P, B]
-        draw, signal = self._signal(distribution.detach(), rows)
-        grads, value = cotangents(
-            self.config.estimator, distribution, draw, signal, self.estimator_state(), self.entropy_weight(), draw.noise
-        )
+        draw, signal = self.signal(distribution.detach(), rows)
+        grads, value = self.estimate(rows, distribution, draw, signal)
         push(self.policy_parameters, distribution, grads, rows.weight)
         frozen = distribution.detach()
         if self.config.estimator.learns:
@@ -258,9 +282,8 @@ class ActorCriticAgent(Agent):
             "policy/entropy": lambda: (entropy(frozen, draw.noise) * rows.weight).sum((0, 2)),
         }
 
-    def _signal(self, distribution: Distribution, rows: ActorRows) -> tuple[Draw, Signal]:
+    def signal(self, distribution: Distribution, rows: ActorRows) -> tuple[Draw, Signal]:
         """An action drawn anew at each state, and what the critic knows of it."""
-
         estimator, part = self.config.estimator, self.config.baseline
         on_rows = self.critic.at(
             self.critic.parameters, rows.obs.unsqueeze(0), self._event_ndim, self.settings.critic.actor_value
@@ -288,6 +311,11 @@ class ActorCriticAgent(Agent):
                 )
                 signal = baselined(part, self.baseline_state, self._batch, signal)
         return draw, signal
+
+    def learn_baseline(self) -> Metrics:
+        """Let the baseline learn from the rows whose gradient was estimated last."""
+        self.baseline_state, info = self.config.baseline.update(self.baseline_state, self._batch)
+        return dict(info)
 
     def _further(self, i: int, kind: str, shape: tuple[int, ...]) -> Tensor:
         b = self.settings.replay.batch_size
@@ -322,8 +350,7 @@ class ActorCriticAgent(Agent):
                     self.tune_entropy(h)
                     metrics["policy/entropy_weight"] = lambda: self.log_alpha.exp().squeeze(1)
                 if self.config.estimator.uses_baseline:
-                    self.baseline_state, info = self.config.baseline.update(self.baseline_state, self._batch)
-                    metrics |= info
+                    metrics |= self.learn_baseline()
                 self.critic.move_target()
                 self.updates += 1
         learned = self.learning(rollout.valid)

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from pglab.agents.base import Agent, Metrics
 from pglab.baselines import Batch, Scores, baselined
+from pglab.baselines.base import BaselineState
 from pglab.config import Config, OnPolicyConfig
 from pglab.critics import QCritic
+from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.errors import PglabError
 from pglab.estimators import Critic, Draw, Signal
@@ -46,6 +48,18 @@ class Prepared:
     target: Tensor  # [T, P, N]: what V is moved towards
     v: tuple[Tensor, int] | None = None  # V at `obs`, [T, P, N], with its graph, and the version of its parameters
     recorded: Recorded | None = None  # the policy's forward pass over `obs`
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A rollout and what is known of it whatever estimator and baseline are used."""
+
+    rollout: Rollout
+    obs: Tensor  # [T, P, N, O] as the networks see them
+    v: Tensor | None  # [T, P, N] with its graph where the update is one step
+    value: Tensor  # [T, P, N]: of the drawn action
+    target: Tensor  # [T, P, N]: what V is moved towards
+    recorded: Recorded | None  # the policy's forward pass over `obs`
 
 
 class OnPolicyAgent(Agent):
@@ -214,17 +228,27 @@ class OnPolicyAgent(Agent):
             return torch.where(cut, at_cut, torch.cat([v[1:], at_end.unsqueeze(0)]))
         return self.v(self.preprocessor.observations(rollout.final_obs))
 
-    def prepare(self, rollout: Rollout) -> Prepared:
-        """Values, baselines and weights of a rollout, from the normaliser, V and baseline as they are now."""
-        s, part, valid = self.settings, self.config.baseline, rollout.valid
-        several, v_graph = not self._one_step, None
+    def look(self, rollout: Rollout) -> Seen:
+        """What is known of a rollout whatever is made of it, from the normaliser and V as they are now."""
         with torch.no_grad():
             obs = self.preprocessor.observations(rollout.obs)
+            v_graph = None
             if self.value_parameters is not None:
-                with torch.set_grad_enabled(not several):
+                with torch.set_grad_enabled(self._one_step):
                     v_graph = self.v(obs)
             v = None if v_graph is None else v_graph.detach()
             value, target = self.returns(rollout, v)
+        recorded, self._recorded = self._recorded, None
+        return Seen(rollout, obs, v_graph, value, target, recorded)
+
+    def prepare(self, rollout: Rollout, seen: Seen | None = None) -> Prepared:
+        """Values, baselines and weights of a rollout, from the normaliser, V and baseline as they are now; `seen` where it
+        was looked at already."""
+        s, part, valid = self.settings, self.config.baseline, rollout.valid
+        several = not self._one_step
+        seen = self.look(rollout) if seen is None else seen
+        obs, value, v_graph = seen.obs, seen.value, seen.v
+        with torch.no_grad():
             distribution = None
             if several or {"distribution", "critic", "critic_gradient"} & part.needs:
                 distribution = self.policy.distribution(self.policy_parameters, obs, rollout.action_mask).detach()
@@ -234,7 +258,7 @@ class OnPolicyAgent(Agent):
                 value,
                 valid,
                 rollout.time,
-                v,
+                None if v_graph is None else v_graph.detach(),
                 distribution,
                 None if self.critic is None else self.q(obs),
                 rollout.action,
@@ -266,11 +290,31 @@ class OnPolicyAgent(Agent):
             )
         )
         draw = Draw(rollout.action, rollout.noise, extra)
-        recorded, self._recorded = self._recorded, None
-        mask, noise = rollout.action_mask, rollout.noise
         parameters = self.value_parameters
         graph = None if several or v_graph is None or parameters is None else (v_graph, parameters.version)
-        return Prepared(obs, mask, draw, noise, signal, weight, value_weight, batch, target, graph, recorded)
+        return Prepared(
+            obs, rollout.action_mask, draw, rollout.noise, signal, weight, value_weight, batch, seen.target, graph,
+            seen.recorded,
+        )  # fmt: skip
+
+    def estimate(self, prepared: Prepared, distribution: Distribution) -> tuple[list[Tensor], Tensor]:
+        """The cotangents at the parameters of `distribution`, the policy at these rows, and the surrogate (see
+        `pglab.gradients.cotangents`)."""
+        weight = self.hyper("entropy_weight") if self.uses_entropy else None
+        signal, state = self._with_critic(prepared), self.estimator_state()
+        return cotangents(self.config.estimator, distribution, prepared.draw, signal, state, weight, prepared.noise)
+
+    def estimate_of_one(self, prepared: Prepared, distribution: Distribution) -> list[Tensor]:
+        """The cotangents for the value 1 in place of the values, without the entropy: the rows' scores."""
+        signal = self._with_critic(prepared)
+        assert signal.value is not None
+        ones = replace(signal, value=torch.ones_like(signal.value))
+        return cotangents(self.config.estimator, distribution, prepared.draw, ones, self.estimator_state())[0]
+
+    def _with_critic(self, prepared: Prepared) -> Signal:
+        if self.critic is None:
+            return prepared.signal
+        return replace(prepared.signal, critic=self.q(prepared.obs))
 
     def gradient(self, prepared: Prepared) -> Metrics:
         """Fill the policy's `.grad` `[P, n]` (for descent) with the estimate from these rows: what training applies, and
@@ -278,41 +322,27 @@ class OnPolicyAgent(Agent):
         distribution = self.policy.distribution(
             self.policy_parameters, prepared.obs, prepared.action_mask, prepared.recorded
         )
-        weight = self.hyper("entropy_weight") if self.uses_entropy else None
-        signal = prepared.signal
-        if self.critic is not None:
-            signal = replace(signal, critic=self.q(prepared.obs))
-        grads, value = cotangents(
-            self.config.estimator,
-            distribution,
-            prepared.draw,
-            signal,
-            self.estimator_state(),
-            weight,
-            prepared.noise,
-        )
+        grads, value = self.estimate(prepared, distribution)
         push(self.policy_parameters, distribution, grads, prepared.weight)
         if self.config.baseline.per_parameter:
-            self._subtract(prepared, signal)
+            self._subtract(prepared)
         frozen = distribution.detach()
         if self.config.estimator.learns:
-            self._used = (frozen, prepared.draw, signal, prepared.value_weight)
+            self._used = (frozen, prepared.draw, self._with_critic(prepared), prepared.value_weight)
         return {
             "losses/policy_loss": lambda: -(value * prepared.weight).sum((0, 2)),
             "policy/entropy": lambda: (entropy(frozen, prepared.noise) * prepared.value_weight).sum((0, 2)),
         }
 
-    def _subtract(self, prepared: Prepared, signal: Signal) -> None:
+    def _subtract(self, prepared: Prepared) -> None:
         """Take b x grad S(1) from `.grad`, for a baseline that is a coefficient b per parameter."""
         b = self.config.baseline.coefficient(self.baseline_state)  # [P, n]
         parameters = self.policy_parameters
-        if not b.shape[1] or parameters.grad is None or signal.value is None:
+        if not b.shape[1] or parameters.grad is None or prepared.signal.value is None:
             return  # before the first batch
         values = parameters.grad.clone()
         distribution = self.policy.distribution(parameters, prepared.obs, prepared.action_mask, prepared.recorded)
-        ones = replace(signal, value=torch.ones_like(signal.value))
-        grads, _ = cotangents(self.config.estimator, distribution, prepared.draw, ones, self.estimator_state())
-        push(parameters, distribution, grads, prepared.weight)
+        push(parameters, distribution, self.estimate_of_one(prepared, distribution), prepared.weight)
         parameters.grad.copy_(torch.addcmul(values, b, parameters.grad, value=-1))
 
     def scores(self, prepared: Prepared) -> Scores:
@@ -408,8 +438,7 @@ class OnPolicyAgent(Agent):
         if "scores" in baseline.needs:
             # Scores are those of the policy that acted, before its parameters move. What is found now is used from the
             # next batch on.
-            first = replace(prepared.batch, valid=learned, scores=partial(self.scores, prepared))
-            found = baseline.update(self.baseline_state, first)
+            found = self.baseline_after(prepared, learned)
         metrics: Metrics = {}
         for epoch in range(s.epochs):
             if epoch and s.returns.name == "v_trace":
@@ -423,12 +452,17 @@ class OnPolicyAgent(Agent):
                 if self.value_parameters is not None:
                     metrics |= self.learn_value(part)
         if found is None:
-            found = baseline.update(self.baseline_state, replace(prepared.batch, valid=learned))
+            found = self.baseline_after(prepared, learned)
         self.baseline_state = found[0]
         metrics |= found[1]
         self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, learned, self.hyper("discount"))
         self.updates += 1
         return metrics, rollout
+
+    def baseline_after(self, prepared: Prepared, learned: Tensor) -> tuple[BaselineState, Mapping[str, Tensor]]:
+        """The baseline's state after this batch, of whose rows it learns from `learned` `[T, P, N]`, and what to log."""
+        scores = partial(self.scores, prepared) if "scores" in self.config.baseline.needs else None
+        return self.config.baseline.update(self.baseline_state, replace(prepared.batch, valid=learned, scores=scores))
 
     def retraced(self, prepared: Prepared, rollout: Rollout) -> Prepared:
         """Values, targets and baselines of a rollout under the policy and V as they are now (V-trace)."""

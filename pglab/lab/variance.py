@@ -93,11 +93,11 @@ def _collected(
             if isinstance(twin, EvolutionAgent):
                 twin.gradient(twin.collect(env, (2,))[0])
             elif isinstance(twin, BpttAgent):
-                twin.position = _random_phases(twin, env, twin.behaviour)
+                twin.position = random_phases(twin, env, twin.behaviour)
                 twin.gradient(twin.collect(env, (2,)))
             else:
                 if steps is not None:
-                    twin.position = _random_phases(twin, env, twin.act)
+                    twin.position = random_phases(twin, env, twin.act)
                 # The first step's rows: all of them, or the first minibatch.
                 twin.gradient(twin.minibatches(twin.prepare(twin.collect(env, (2,))), 0)[0])
         finally:
@@ -107,7 +107,7 @@ def _collected(
     return np.concatenate(found, axis=1)
 
 
-def _random_phases(agent: Agent, env: Environment, act: Act) -> Position:
+def random_phases(agent: Agent, env: Environment, act: Act) -> Position:
     """Environments at random steps of their episodes: each is started anew at a uniformly drawn moment of a time as long
     as the longest episode (at most 1,000 steps), and played on by the frozen policy `act`."""
     length = min(env.spec.max_episode_steps or 1000, 1000)

@@ -7,6 +7,7 @@ git.json       commit and state of the checkout; git.diff holds its uncommitted 
 log.csv        every number that was logged: step,member,tag,value
 results.json   the summary, written at the end
 checkpoints/   tensorboard/
+snapshots/     networks kept along training, for measuring gradients at them
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _FILES = (
     "tuned.json",
     "agent.safetensors",
 )
-_FOLDERS = ("checkpoints", "tensorboard")
+_FOLDERS = ("checkpoints", "tensorboard", "snapshots")
 
 
 class RunFolder:
@@ -105,6 +106,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
 
     @property
     def tensorboard(self) -> Path:
