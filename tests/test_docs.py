@@ -42,7 +42,7 @@ def test_every_relative_link_leads_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("block", range(2))
+@pytest.mark.parametrize("block", range(3))
 def test_code_of_the_page_on_objectives_runs(block, capsys):
     page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
     exec(compile(re.findall(r"```python\n(.*?)```", page, re.S)[block], "docs/objectives.md", "exec"), {})

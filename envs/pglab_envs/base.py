@@ -30,7 +30,8 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     *Of gymnasium*: `reset` and `step` of `num_envs` environments, numpy in and out, which count, cut and reset episodes
     as `gymnasium.vector.SyncVectorEnv` does over `gymnasium.make`'s environments: the same three autoreset modes, the
-    same infos, and one generator per environment, so that the same seeds give the same initial states.
+    same infos, and one generator per environment, so that the same seeds give the same initial states. Where transitions
+    are random, a step takes its noise from the same generator.
 
     A subclass sets the attributes below, which belong to the class, and defines the three functions.
 
@@ -52,6 +53,7 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     max_episode_steps: int
     state_size: int  # S
     reset_noise_size: int  # uniforms that one initial state takes
+    step_noise_size: int = 0  # uniforms that one transition takes; `transition` has a third argument where above 0
     observation_size: int  # O
     differentiable: bool  # next state and reward have useful derivatives in the action
     terminates: bool = True  # when episodes terminate depends on what is done in them
@@ -113,6 +115,8 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             state: `[..., S]`.
             action: `[...]` int64 where the action space is Discrete, `[..., A]` int64 where it is MultiDiscrete, `[..., A]`
                 of zeros and ones where it is MultiBinary, `[..., A]` in the space's units where it is a Box.
+            noise: only where `step_noise_size` is above 0, as a third argument: `[..., step_noise_size]` uniform on
+                [0, 1), of any precision.
 
         Returns:
             The next state `[..., S]`, the reward `[...]`, and `[...]` bool, whether the episode terminated.
@@ -172,9 +176,11 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 f"autoreset is disabled and the episodes of environments {np.flatnonzero(resets).tolist()} have ended: "
                 'reset them with reset(options={"reset_mask": mask})'
             )
-        action = self._checked_actions(actions)  # [N] or [N, A]
+        inputs: tuple[Tensor, ...] = (self._state, self._checked_actions(actions))  # [N, S], [N] or [N, A]
+        if self.step_noise_size:
+            inputs = (*inputs, self._step_noise(~resets))
         with torch.no_grad():
-            self._state, reward, terminated = self.transition(self._state, action)
+            self._state, reward, terminated = self.transition(*inputs)
         self._elapsed = self._elapsed + 1
         rewards = _on_host(reward, torch.float64)  # [N]
         terminations = _on_host(terminated, torch.bool)
@@ -240,7 +246,8 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     @property  # type: ignore[override]
     def np_random(self) -> tuple[np.random.Generator, ...]:
-        """The generator of each environment, from which its initial states come; N others may be put in their place."""
+        """The generator of each environment, from which its initial states and the noise of its transitions come; N others
+        may be put in their place."""
         return tuple(self._generator(i) for i in range(self.num_envs))
 
     @np_random.setter  # type: ignore[override]
@@ -273,6 +280,13 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._state = self._state.index_copy(0, index, state)
         self._elapsed = self._elapsed.index_fill(0, index, 0)
         self._ended = self._ended & ~mask
+
+    def _step_noise(self, mask: np.ndarray) -> Tensor:
+        """`[N, step_noise_size]` float64; zeros where `mask` `[N]` is False, whose generators are not touched."""
+        noise = np.zeros((self.num_envs, self.step_noise_size))
+        for i in np.flatnonzero(mask).tolist():
+            noise[i] = self._generator(i).random(self.step_noise_size)
+        return torch.from_numpy(noise).to(self.device)
 
     def _observations(self) -> np.ndarray:
         return _on_host(self.observe(self._state), torch.float32)  # [N, O]

@@ -36,10 +36,16 @@ class Single(gymnasium.Env[np.ndarray, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Begin an episode; see `TorchVectorEnv.reset`."""
         super().reset(seed=seed)
-        obs, info = self.batch.reset(seed=seed, options=options)
+        self._share_generator()
+        obs, info = self.batch.reset(options=options)
         return obs[0], info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One step; see `TorchVectorEnv.step`."""
+        self._share_generator()
         obs, reward, terminated, truncated, _ = self.batch.step(np.asarray(action)[None])
         return obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+    def _share_generator(self) -> None:
+        """Whoever saves or sets `np_random` has all the randomness there is: that of initial states and transitions."""
+        self.batch.np_random = (self.np_random,)

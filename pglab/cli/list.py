@@ -99,12 +99,12 @@ def _environments() -> list[dict[str, Any]]:
 
     rows = []
     for name in sorted(n for n in TORCH_ENVS if not n.startswith("pglab/")):
-        made = TORCH_ENVS[name]
+        made = TORCH_ENVS[name](num_envs=1)
         rows.append(
             {
                 "environment": name,
                 "observations": made.observation_size,
-                "actions": _space(made(num_envs=1).single_action_space),
+                "actions": _space(made.single_action_space),
                 "time limit": made.max_episode_steps,
                 "arguments": ", ".join(made.options) or None,
             }

@@ -71,7 +71,9 @@ class EnvironmentSpec:
     max_episode_steps: int | None
     resume: Literal["exact", "replay", "restart"]
     description: str  # one line for the log: backend, vectorization, how bounded actions are treated
-    reset_noise_size: int = 0  # uniforms per reset that `step` and `reset` want (torch-native), else 0
+    # Torch-native: uniforms per environment that `step` wants, those of the episode that may begin with it followed by
+    # those of the transition itself; 0 where it wants none. `reset` draws its own.
+    reset_noise_size: int = 0
     has_action_mask: bool = False
     cut_by_limit_only: bool = False  # episodes are truncated at max_episode_steps, and nowhere else
     differentiable: bool = False  # torch-native, and next state and reward have useful derivatives in the action

@@ -87,7 +87,7 @@ class TorchEnvironment(Environment):
             max_episode_steps=limit,
             resume="exact",
             description=f"{self.env.id}{_said(kwargs)}, torch-native on {self.device}",
-            reset_noise_size=self.env.reset_noise_size,
+            reset_noise_size=self.env.reset_noise_size + self.env.step_noise_size,
             cut_by_limit_only=True,
             differentiable=self.env.differentiable,
             terminates=self.env.terminates,
@@ -125,20 +125,25 @@ class TorchEnvironment(Environment):
         environment has an end of its own.
 
         Raises:
-            PglabError: `reset_noise` `[P, N, reset_noise_size]`, uniform on (0, 1), is missing.
+            PglabError: `reset_noise` `[P, N, spec.reset_noise_size]`, uniform on (0, 1), is missing.
         """
         if reset_noise is None:
             if self.spec.reset_noise_size:
                 raise PglabError(f"{self.spec.id} draws no random numbers: step needs reset_noise.")
             return self.advance(action)
-        return self.advance(action, self.env.initial_state(reset_noise))
+        return self.advance(action, self.starts(reset_noise))
 
     def starts(self, reset_noise: Tensor) -> Tensor:
-        """Initial states `[T, P, N, S]`."""
-        return self.env.initial_state(reset_noise)
+        """What one step each takes, `[T, P, N, S + step_noise_size]`: the initial states, and beside them the noise of the
+        transitions."""
+        if not self.env.step_noise_size:
+            return self.env.initial_state(reset_noise)
+        resets, steps = reset_noise.split((self.env.reset_noise_size, self.env.step_noise_size), -1)
+        return torch.cat((self.env.initial_state(resets), steps), -1)
 
     def advance(self, action: Tensor, start: Tensor | None = None) -> Step:
-        """`step` with the states `[P, N, S]` from which new episodes begin; None where they begin from one state."""
+        """`step` with a row of `starts`, `[P, N, S + step_noise_size]`; None where all episodes begin from one state and
+        transitions are not random."""
         if start is None:
             start = self.env.initial_state(self.state.new_zeros(self.num_members, self.num_envs, 0))
         self.state, self.elapsed, step = self.dynamics(self.state, self.elapsed, action, start)
@@ -146,7 +151,11 @@ class TorchEnvironment(Environment):
 
     def dynamics(self, state: Tensor, elapsed: Tensor, action: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Step]:
         """`advance` as a function: `state` `[P, N, S]` and `elapsed` `[P, N]` to what they are afterwards, and the step."""
-        next_state, reward, terminated = self.env.transition(state, self._env_action(action))
+        inputs: tuple[Tensor, ...] = (state, self._env_action(action))
+        if self.env.step_noise_size:
+            start, noise = start.split((self.env.state_size, self.env.step_noise_size), -1)
+            inputs = (*inputs, noise)
+        next_state, reward, terminated = self.env.transition(*inputs)
         elapsed = elapsed + 1  # [P, N]
         truncated = elapsed >= self._limit
         if self.env.own_end:
