@@ -72,6 +72,12 @@ class Acrobot(TorchVectorEnv):
         )  # [..., 6]
 
     @staticmethod
+    def state_of(observation: Tensor) -> Tensor:
+        """The two angles (rad, in (-pi, pi]) and their velocities: whole turns make no difference."""
+        cos1, sin1, cos2, sin2, velocity1, velocity2 = observation.unbind(-1)
+        return torch.stack((torch.atan2(sin1, cos1), torch.atan2(sin2, cos2), velocity1, velocity2), -1)  # [..., 4]
+
+    @staticmethod
     def initial_state(noise: Tensor) -> Tensor:
         """Uniform on [-0.1, 0.1) in every variable, from `noise` `[..., 4]` uniform on [0, 1).
 

@@ -104,6 +104,11 @@ class TorchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """The observation `[..., O]` of a state `[..., S]`."""
         raise NotImplementedError
 
+    def state_of(self, observation: Tensor) -> Tensor | None:
+        """A state `[..., S]` with this observation `[..., O]` that goes on in the same way; None where an observation does
+        not tell."""
+        return None
+
     def initial_state(self, noise: Tensor) -> Tensor:
         """A draw `[..., S]` from the initial distribution, from `noise` `[..., reset_noise_size]` uniform on [0, 1)."""
         raise NotImplementedError

@@ -55,6 +55,11 @@ class CartPole(TorchVectorEnv):
         return state
 
     @staticmethod
+    def state_of(observation: Tensor) -> Tensor:
+        """The observation is the state."""
+        return observation
+
+    @staticmethod
     def initial_state(noise: Tensor) -> Tensor:
         """Uniform on [-0.05, 0.05) in every variable, from `noise` `[..., 4]` uniform on [0, 1)."""
         return noise * (2 * START) - START  # [..., 4]

@@ -128,6 +128,10 @@ class LQR(TorchVectorEnv):
         """The state `[..., S]` itself, not a copy."""
         return state
 
+    def state_of(self, observation: Tensor) -> Tensor:
+        """The observation is the state."""
+        return observation
+
     def initial_state(self, noise: Tensor) -> Tensor:
         """Normal about `mean`, `[..., S]`, from `noise` `[..., S]` uniform on [0, 1), `[..., 0]` without `start_noise`."""
         mean = self.mean.to(noise)

@@ -52,6 +52,11 @@ class MountainCarContinuous(TorchVectorEnv):
         return state
 
     @staticmethod
+    def state_of(observation: Tensor) -> Tensor:
+        """The observation is the state."""
+        return observation
+
+    @staticmethod
     def initial_state(noise: Tensor) -> Tensor:
         """Position uniform on [-0.6, -0.4), velocity 0, from `noise` `[..., 1]` uniform on [0, 1)."""
         return torch.nn.functional.pad(noise * (START_HIGH - START_LOW) + START_LOW, (0, 1))  # [..., 2]

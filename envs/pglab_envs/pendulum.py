@@ -54,6 +54,12 @@ class Pendulum(TorchVectorEnv):
         return torch.stack((theta.cos(), theta.sin(), theta_dot), -1)  # [..., 3]
 
     @staticmethod
+    def state_of(observation: Tensor) -> Tensor:
+        """The angle (rad, in (-pi, pi]) and the velocity: whole turns make no difference."""
+        cos, sin, velocity = observation.unbind(-1)
+        return torch.stack((torch.atan2(sin, cos), velocity), -1)  # [..., 2]
+
+    @staticmethod
     def initial_state(noise: Tensor) -> Tensor:
         """Angle uniform on [-pi, pi), velocity on [-1, 1), from `noise` `[..., 2]` uniform on [0, 1)."""
         theta, theta_dot = noise.unbind(-1)  # [...]

@@ -143,6 +143,10 @@ class TabularEnv(TorchVectorEnv):
         """The one-hot `[..., S]` of the state `[..., 1]`."""
         return (state == self._indices).to(state.dtype)
 
+    def state_of(self, observation: Tensor) -> Tensor:
+        """The index `[..., 1]` of the 1."""
+        return observation.argmax(-1, keepdim=True).to(observation.dtype)
+
     def initial_state(self, noise: Tensor) -> Tensor:
         """A state `[..., 1]` from `noise` `[..., 1]` uniform on [0, 1)."""
         return torch.searchsorted(self._initial, noise.double().contiguous(), right=True).to(noise.dtype)

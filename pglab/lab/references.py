@@ -1,0 +1,451 @@
+"""The gradient of the objective itself, which estimates are held to: exact where there is a way, else a large sample.
+
+Letters: K chunks, E episodes of a chunk, M states, S states of a table, n parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pglab.agents import ActorCriticAgent, Agent, OnPolicyAgent
+from pglab.environments.contract import Environment
+from pglab.environments.torch_native import TorchEnvironment
+from pglab.errors import PglabError
+from pglab.estimators import ESTIMATORS, Draw, Signal
+from pglab.executors import Eager
+from pglab.gradients import cotangents, entropy
+from pglab.lab.exact_states import critic_at, exact_cotangents, has_exact
+from pglab.lab.jacobian import Jacobian, pair_cotangents, sections
+from pglab.lab.onward import entropy_weight, onward, settable, tail
+from pglab.lab.sampling import REFERENCE
+from pglab.lab.subject import Subject
+from pglab.noise import Purpose
+from pglab.policy import CLASSES
+from pglab.returns import discount_powers, monte_carlo
+from pglab.rollout import Position, Rollout, whole_episodes
+
+CHUNKS = 32
+"""Independent parts of a sampled reference, from whose spread its noise is known."""
+COLUMNS = 8192
+"""Environments played at a time."""
+RESOLVED = 0.05
+"""A reference supports cosines and biases where its noise is at most this share of its squared norm: a cosine to it is
+then at most 2.5 % too small."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """grad J, for ascent, in the convention of the subject's agent (see `definition`)."""
+
+    definition: str
+    gradient: np.ndarray
+    """`[n]` float64."""
+    other: np.ndarray
+    """`[n]`: the same with the other weighting of states."""
+    other_definition: str
+    noise: dict[str, float] = field(default_factory=dict)
+    """Of every section and the total: trace of the covariance of `gradient` (0: exact)."""
+    halves: float = 1.0
+    """Cosine between the means of its two halves."""
+    critic_share: float | None = None
+    """|grad J - exact gradient of the critic|^2 / |grad J|^2, less what sampling adds: how wrong the critic is here."""
+    episodes: int = 0
+    """How many independent draws (episodes or states) it is the mean of; 0: exact."""
+    steps: int = 0
+    """Environment steps it took."""
+
+    @property
+    def squared_norm(self) -> float:
+        """|grad J|^2, less what noise adds."""
+        return float(self.gradient @ self.gradient) - self.noise.get("total", 0.0)
+
+    @property
+    def relative_noise(self) -> float:
+        """Noise over the squared norm."""
+        noise = self.noise.get("total", 0.0)
+        return noise / self.squared_norm if self.squared_norm > 0 else math.inf
+
+    @property
+    def supported(self) -> bool:
+        """Whether cosines and biases to it mean anything."""
+        return self.relative_noise <= RESOLVED
+
+    @property
+    def verdict(self) -> str:
+        """What can be said of it, in a sentence."""
+        if not self.noise:
+            return "It is exact."
+        said = f"Its halves agree with cosine {self.halves:.3f}; its noise is {self.relative_noise:.1%} of its squared norm"
+        if self.supported:
+            return f"{said}."
+        if not math.isfinite(self.relative_noise):
+            return f"{said}: no signal is resolved, so no cosine or bias to it is given; raise --reference."
+        wanted = math.ceil(self.episodes * self.relative_noise / RESOLVED)
+        return f"{said}: too noisy for cosines and biases, which are not given; about --reference {wanted:,} would do."
+
+
+def true_gradient(subject: Subject, draws: int) -> Reference:
+    """grad J of a subject: exact where the environment has it, else from about `draws` episodes (on-policy agents, and
+    environments that cannot be set to a state) or states (actor-critic agents)."""
+    if draws < CHUNKS:
+        raise PglabError(f"The reference needs at least {CHUNKS} episodes or states, not {draws}.")
+    agent = subject.agent
+    with closing(subject.environment(1)) as env:
+        if isinstance(agent, OnPolicyAgent):
+            found = _exact(subject, agent, env)
+            return _sampled(subject, agent, draws) if found is None else found
+        if settable(env) and has_exact(CLASSES[agent.policy.family], agent.policy.action.factors):
+            return _at_replayed(subject, agent, draws)
+    return _sampled(subject, agent, draws)
+
+
+def _weighted(agent: OnPolicyAgent, summed: np.ndarray, steps: float) -> np.ndarray:
+    """A sum over an episode's steps, whose mean number is `steps`, as the agent's reduction takes it."""
+    s = agent.settings
+    if s.collect == "episodes":
+        return summed if s.reduction == "mean_over_episodes" else summed / steps
+    return summed / steps * (s.steps if s.reduction == "mean_over_episodes" else 1)
+
+
+def _said(agent: OnPolicyAgent, horizon: int, tail_steps: int) -> str:
+    s = agent.settings
+    per = {
+        ("episodes", "mean_over_episodes"): "summed over an episode",
+        ("episodes", "mean_over_steps"): "summed over an episode, over the mean number of steps",
+        ("steps", "mean_over_steps"): "averaged over the steps of episodes",
+        ("steps", "mean_over_episodes"): f"averaged over the steps of episodes, times the {s.steps} steps of a block",
+    }[(s.collect, s.reduction)]
+    beyond = (
+        f"past the time limit of {horizon}, where training bootstraps, for up to {tail_steps} steps"
+        if tail_steps
+        else f"to the time limit of {horizon}"
+    )
+    return f"E[grad log pi(a|s) Q(s, a)] with the returns of the policy itself ({beyond}), {per}"
+
+
+# -- exact
+
+
+def _exact(subject: Subject, agent: OnPolicyAgent, env: Environment) -> Reference | None:
+    from pglab_envs import LQR, TabularEnv
+
+    if not isinstance(env, TorchEnvironment):
+        return None
+    if isinstance(env.env, TabularEnv):
+        return _of_tables(agent, env, env.env)
+    if isinstance(env.env, LQR) and _linear(agent):
+        return _of_lqr(agent, env, env.env)
+    if hasattr(env.env, "exact_gradient") and env.spec.max_episode_steps == 1:
+        return _of_objective(subject, agent, env)
+    return None
+
+
+def _both(agent: OnPolicyAgent, plain: Tensor, discounted: Tensor, steps: float, said: str) -> Reference:
+    discounts = agent.settings.discount_states
+    used, other = (discounted, plain) if discounts else (plain, discounted)
+    conventions = ("step t weighs gamma^t", "every step weighs the same")
+    mine, others = conventions if discounts else conventions[::-1]
+    gradient, second = (_weighted(agent, x.double().cpu().numpy(), steps) for x in (used, other))
+    return Reference(f"{said}; {mine}", gradient, second, others)
+
+
+def _scale(agent: Agent) -> float:
+    """What rewards are multiplied by before the agent learns from them."""
+    return float(agent.preprocessor.rewards(torch.ones(1, 1, device=agent.noise.device)))
+
+
+def _of_tables(agent: OnPolicyAgent, env: TorchEnvironment, tables: Any) -> Reference:
+    """By dynamic programming over the tables (see `pglab.lab.exact_control`), pushed through the network at every state."""
+    from pglab.lab.exact_control import tabular_gradient
+
+    discount, limit = float(agent.hyper("discount")[0, 0]), env.spec.max_episode_steps or 1
+    beyond = tail(discount) if agent.bootstraps else 0
+    states = torch.eye(env.spec.observation_size, device=agent.noise.device)[None, None]  # [1, 1, S, S]
+    jacobian = Jacobian(agent.policy, agent.policy_parameters, agent.preprocessor.observations(states))
+    # Rounded to float32, probabilities add up to 1 within 1e-7 only.
+    p = torch.softmax(getattr(jacobian.distribution, "logits").double(), -1)[0, 0, :, 0]  # noqa: B009  [S, A]
+    found = tabular_gradient(tables, p.cpu(), limit + beyond, discount, False)
+    advantage = (found.q - found.v.unsqueeze(-1))[:limit] * _scale(agent)  # [T, S, A]
+    occupancy = found.occupancy[:limit]  # [T, S]
+    powers = discount ** torch.arange(limit, dtype=torch.float64)
+    pulled = []
+    alpha = entropy_weight(agent)
+    for w in (torch.ones_like(powers), powers):
+        visits = w[:, None] * occupancy  # [T, S]
+        logits = (visits[:, :, None] * p.cpu() * advantage).sum(0)  # [S, A]
+        if alpha is not None:
+            logp = p.cpu().log()
+            h = -(p.cpu() * logp).sum(-1, keepdim=True)
+            logits = logits + alpha * visits.sum(0)[:, None] * (-p.cpu() * (logp + h))
+        cotangent = logits.float().to(agent.noise.device)[None, None, :, None]  # [1, 1, S, 1, A]
+        pulled.append(jacobian.pull([[cotangent]], "batch")[0, 0])
+    steps = float(occupancy.sum())
+    return _both(agent, pulled[0], pulled[1], steps, f"By dynamic programming: {_said(agent, limit, beyond)}")
+
+
+def _linear(agent: OnPolicyAgent) -> bool:
+    """Whether the policy is Gaussian with a mean that is linear in the raw state, and its horizon the time limit."""
+    c, plain = agent.config.preprocessing, agent.policy.config
+    scaled = c.observation_scale is not None or c.normalize_observations
+    family = agent.policy.family == "gaussian" and not agent.policy.std_from_network and plain.learn_std
+    return family and not plain.hidden and not scaled and not agent.bootstraps
+
+
+def _of_lqr(agent: OnPolicyAgent, env: TorchEnvironment, lqr: Any) -> Reference:
+    from pglab.lab.exact_control import lqr_gradient
+
+    views, scale = agent.policy_parameters.views, agent.policy.config.mean_scale
+    gain = views["weight0"][0].detach().double().T * scale  # [A, S]
+    offset = views["bias0"][0, 0].detach().double() * scale
+    log_std = views["log_std"][0, 0].detach().double()
+    discount = float(agent.hyper("discount")[0, 0])
+    alpha, horizon = entropy_weight(agent), env.spec.max_episode_steps or 1
+    pulled = []
+    for discounts in (False, True):
+        found = lqr_gradient(lqr, gain, offset, log_std, discount, discounts)
+        parts = {
+            "weight0": found.gain.T * scale * _scale(agent),
+            "bias0": found.offset * scale * _scale(agent),
+            "log_std": found.log_std * _scale(agent),
+        }
+        if alpha is not None:
+            weights = discount ** np.arange(horizon) if discounts else np.ones(horizon)
+            parts["log_std"] = parts["log_std"] + alpha * float(weights.sum())
+        pulled.append(torch.cat([parts[name].flatten() for name in agent.policy_parameters.shapes]))
+    said = f"In closed form: {_said(agent, horizon, 0)}"
+    return _both(agent, pulled[0], pulled[1], float(horizon), said)
+
+
+def _of_objective(subject: Subject, agent: OnPolicyAgent, env: TorchEnvironment) -> Reference | None:
+    """Of a one-step objective, at the one state it has, from its own closed form."""
+    reset = env.reset(agent.noise, (0,))
+    obs = agent.preprocessor.observations(reset.obs[:, :1]).unsqueeze(0)  # [1, 1, 1, O]
+    jacobian = Jacobian(agent.policy, agent.policy_parameters, obs)
+    distribution = jacobian.distribution
+    given = {name: getattr(distribution, name)[0, 0, 0].double() for name in distribution.parameters}
+    if agent.spec.action.bounded or entropy_weight(agent) is not None:
+        return None  # clipped actions and entropies are not in the closed form
+    try:
+        exact: Mapping[str, Tensor] = env.env.exact_gradient(**given)  # type: ignore[attr-defined]
+    except TypeError:  # of other parameters than this policy has
+        return None
+    grads = [exact[name].float().view(1, 1, 1, *given[name].shape) * _scale(agent) for name in distribution.parameters]
+    pulled = jacobian.pull([grads], "batch")[0, 0]
+    return _both(agent, pulled, pulled, 1.0, "In closed form: the objective's own gradient")
+
+
+# -- sampled
+
+
+class _Chunks:
+    """Sums over chunks, from which a mean (or a ratio of means) and its noise come."""
+
+    def __init__(self, places: Mapping[str, slice]) -> None:
+        self.places = places
+        self.sums: list[Tensor] = []  # [G, n] of each chunk: several gradients
+        self.counts: list[float] = []
+
+    def add(self, sums: Tensor, count: float) -> None:
+        self.sums.append(sums.double().cpu())
+        self.counts.append(count)
+
+    def ratio(self, index: int) -> tuple[np.ndarray, dict[str, float], float]:
+        """The ratio sum / count of gradient number `index`, its noise by section, and the cosine of its halves."""
+        g = torch.stack([s[index] for s in self.sums]).numpy()  # [K, n]
+        c = np.array(self.counts)
+        value = g.sum(0) / c.sum()
+        rest = (g - c[:, None] * value) / c.mean()  # what each chunk adds to the error of the ratio
+        k = len(c)
+        noise = {name: float((rest[:, place] ** 2).sum()) / (k * (k - 1)) for name, place in self.places.items()}
+        noise["total"] = float((rest**2).sum()) / (k * (k - 1))
+        a, b = (g[i::2].sum(0) / c[i::2].sum() for i in (0, 1))
+        norm = np.linalg.norm(a) * np.linalg.norm(b)
+        return value, noise, float(a @ b / norm) if norm > 0 else math.nan
+
+
+def _sampled(subject: Subject, agent: OnPolicyAgent | ActorCriticAgent, episodes: int) -> Reference:
+    """From whole episodes of the policy, with score_function on their returns and V (else the other episodes' mean at the
+    same step) as baseline: both leave it unbiased."""
+    replay = isinstance(agent, ActorCriticAgent)
+    discount = float(agent.hyper("discount")[0, 0])
+    limit = agent.spec.max_episode_steps or 1000
+    bootstraps = replay or agent.bootstraps  # type: ignore[union-attr]
+    beyond = tail(discount) if bootstraps else 0
+    each = max(2, -(-episodes // CHUNKS))
+    alpha = entropy_weight(agent)
+    twin = agent.replicated(range(1), subject.number, REFERENCE)
+    twin.executor = Eager()
+    chunks = _Chunks(sections(agent.policy_parameters))
+    lengths, steps = 0, 0
+    estimator = ESTIMATORS.build("score_function")
+    whole = isinstance(agent, OnPolicyAgent) and agent.settings.collect == "episodes"
+    summed = isinstance(agent, OnPolicyAgent) and agent.settings.reduction == "mean_over_episodes"
+    with closing(subject.environment(1, each, limit + beyond if beyond else None)) as env:
+
+        def play(position: Position, actions: Tensor, resets: Tensor | None) -> tuple[Rollout, Position]:
+            return twin.executor.block(twin, env, position, actions, resets)
+
+        for k in range(CHUNKS):
+            rollout = whole_episodes(env, play, twin.noise, (k,), 64, twin.event)
+            steps += int(rollout.valid.sum())
+            kept = min(len(rollout), limit)
+            inside = rollout.valid & (rollout.time < limit)
+            with torch.no_grad():
+                obs = agent.preprocessor.observations(rollout.obs)
+                reward = torch.where(rollout.valid, agent.preprocessor.rewards(rollout.reward), 0.0)
+                mask = None if rollout.action_mask is None else rollout.action_mask[:kept]
+                if replay and alpha is not None:
+                    h = entropy(
+                        agent.policy.distribution(agent.policy_parameters, obs, rollout.action_mask), rollout.noise
+                    )
+                    h = torch.where(rollout.valid, alpha * h, 0.0)
+                    value = monte_carlo(reward + h, rollout.ended, discount) - h
+                else:
+                    value = monte_carlo(reward, rollout.ended, discount)
+                value, obs, inside = value[:kept], obs[:kept], inside[:kept]
+                if not replay and agent.value_parameters is not None:  # type: ignore[union-attr]
+                    baseline = agent.v(obs)  # type: ignore[union-attr]
+                else:
+                    alive = inside.to(value.dtype)
+                    others = (value * alive).sum(2, keepdim=True) - value * alive
+                    baseline = others / (alive.sum(2, keepdim=True) - alive).clamp_min(1)
+            jacobian = Jacobian(agent.policy, agent.policy_parameters, obs, mask)
+            draw = Draw(rollout.action[:kept], rollout.noise[:kept])
+            grads, _ = cotangents(
+                estimator,
+                jacobian.distribution,
+                draw,
+                Signal(value=value, baseline=baseline.detach()),
+                {},
+                alpha,
+                draw.noise,
+            )
+            weight = inside.to(value.dtype)
+            powers = weight * discount_powers(rollout.time[:kept], torch.full((1, 1), discount, device=value.device))
+            both = jacobian.pull([pair_cotangents(grads, w) for w in (weight, powers)], "batch")[:, 0]  # [2, n]
+            count = float(inside.sum())
+            lengths += int(count)
+            per_episode = whole and summed
+            chunks.add(both, float(each) if per_episode else count)
+    discounts = not replay and agent.settings.discount_states  # type: ignore[union-attr]
+    (gradient, noise, halves), (other, _, _) = (chunks.ratio(i) for i in ((1, 0) if discounts else (0, 1)))
+    if isinstance(agent, OnPolicyAgent) and summed and not whole:
+        factor = agent.settings.steps
+        gradient, other = gradient * factor, other * factor
+        noise = {name: x * factor**2 for name, x in noise.items()}
+    conventions = ("step t weighs gamma^t", "every step weighs the same")
+    mine, others_said = conventions if discounts else conventions[::-1]
+    if replay:
+        said = (
+            f"E[grad log pi(a|s) Q(s, a)] with the returns of the policy itself (up to {beyond} steps past the time limit of "
+            f"{limit}, entropies included), averaged over the steps of its own episodes, not over the buffer's states"
+        )
+    else:
+        said = _said(agent, limit, beyond)  # type: ignore[arg-type]
+    said = f"From {each * CHUNKS:,} whole episodes ({steps:,} steps): {said}; {mine}"
+    return Reference(said, gradient, other, others_said, noise, halves, None, each * CHUNKS, steps)
+
+
+def _at_replayed(subject: Subject, agent: ActorCriticAgent, states: int) -> Reference:
+    """At states of the buffer, put into the environment: the exact gradient of the critic there, plus score_function of what
+    the critic is wrong by, Q(s, a) as the policy plays on from there less the critic's."""
+    discount = float(agent.hyper("discount")[0, 0])
+    each = max(2, -(-states // CHUNKS))
+    at_once = max(1, min(CHUNKS, COLUMNS // (2 * each)))
+    horizon = tail(discount)
+    twin = agent.replicated(range(1), subject.number, REFERENCE)
+    chunks, on_policy = (_Chunks(sections(agent.policy_parameters)) for _ in range(2))
+    steps = 0
+    for first in range(0, CHUNKS, at_once):
+        numbers = range(first, min(first + at_once, CHUNKS))
+        g = len(numbers)
+        with (
+            closing(subject.environment(1, 2 * g * each, 10**9)) as env,
+            closing(subject.environment(1, max(2 * g, 8))) as playing,
+        ):
+            assert isinstance(env, TorchEnvironment)
+            u = twin.noise.uniform(Purpose.REPLAY, (first,), (g * each,))
+            rows = agent.replay.sample(u, agent.newest)
+            weight = rows.valid[0].view(g, each)
+            own = _visited(twin, playing, first, g * each)
+            for which, into, raw, w in (
+                (0, chunks, rows.obs[0], weight),
+                (1, on_policy, own, torch.ones_like(weight)),
+            ):
+                found = _wrongness(agent, twin, env, raw.view(g, each, -1), w, horizon, (first, which))
+                for i in range(g):
+                    into.add(found[:, i], float(w[i].sum()))
+            steps += 4 * g * each * horizon
+    gradient, noise, halves = chunks.ratio(0)
+    wrong, wrong_noise, _ = chunks.ratio(1)
+    other, _, _ = on_policy.ratio(0)
+    norm = float(gradient @ gradient) - noise["total"]
+    share = max(0.0, float(wrong @ wrong) - wrong_noise["total"]) / norm if norm > 0 else math.nan
+    entropies = ", later entropies included" if entropy_weight(agent) is not None else ""
+    said = (
+        f"From {each * CHUNKS:,} states of the buffer, each gone on from for up to {horizon} steps: E[grad log pi(a|s) Q(s, a)] "
+        f"with the returns of the policy itself{entropies}; states weighted as in the buffer"
+    )
+    about = "states weighted as the policy visits them"
+    return Reference(said, gradient, other, about, noise, halves, share, each * CHUNKS, steps)
+
+
+def _wrongness(
+    agent: ActorCriticAgent,
+    twin: ActorCriticAgent,
+    env: TorchEnvironment,
+    raw: Tensor,
+    weight: Tensor,
+    horizon: int,
+    counter: tuple[int, ...],
+) -> Tensor:
+    """Sums over the states `raw` `[G, E, O]` of each of G chunks: of grad J's rows, and of the part of it that is the
+    critic's error, `[2, G, n]`."""
+    g, each, _ = raw.shape
+    obs = agent.preprocessor.observations(raw)  # [G, E, O]
+    jacobian = Jacobian(agent.policy, agent.policy_parameters, obs.unsqueeze(0))
+    distribution = jacobian.distribution  # rows [1, G, E]
+    kind, shape = agent.event
+    noise = twin.noise.of_kind(kind, Purpose.UPDATE, counter, (2, g, each, *shape))[0].unsqueeze(1)  # [2, 1, G, E, ...]
+    everything = copy.copy(agent)
+    everything.critic = copy.copy(agent.critic)
+    everything.critic.parameters = agent.critic.parameters.repeated(g)
+    critic, actions, off = critic_at(everything, obs), [], []
+    for one in noise:
+        actions.append(distribution.sample(one))
+        with torch.no_grad():
+            off.append(critic(distribution.executed(actions[-1])))  # [1, G, E]
+    taken = torch.stack([a[0].flatten(0, 1) for a in actions])  # [2, G*E, *event]
+    played = onward(agent, env, raw.flatten(0, 1), taken, horizon, twin.noise, counter).view(2, 1, g, each)
+    first, second = (q - believed for q, believed in zip(played, off, strict=True))
+    # Each action's baseline is what the other came to.
+    parts = [exact_cotangents(everything, distribution, obs)]
+    for action, one, value in zip(actions, noise, (first - second, second - first), strict=True):
+        signal = Signal(value=value / 2)
+        parts.append(cotangents(ESTIMATORS.build("score_function"), distribution, Draw(action, one), signal)[0])
+    exact, *wrong = parts
+    error = [a + b for a, b in zip(*wrong, strict=True)]
+    w = weight.unsqueeze(0)
+    both = [pair_cotangents([a + b for a, b in zip(exact, error, strict=True)], w), pair_cotangents(error, w)]
+    return jacobian.pull(both, "batch")
+
+
+def _visited(twin: ActorCriticAgent, env: Environment, k: int, states: int) -> Tensor:
+    """`states` observations `[M, O]`, drawn uniformly from the steps of whole episodes of the policy."""
+
+    def play(position: Position, actions: Tensor, resets: Tensor | None) -> tuple[Rollout, Position]:
+        return twin.executor.block(twin, env, position, actions, resets)
+
+    rollout = whole_episodes(env, play, twin.noise, (k, 2), 64, twin.event)
+    seen = rollout.obs[rollout.valid]  # [steps, O]
+    u = twin.noise.uniform(Purpose.REPLAY, (k, 1), (states,))[0]
+    return seen[(u * len(seen)).long().clamp_max(len(seen) - 1)]
