@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pglab.tracking.provenance import machine
+
 SHOWN = ("python", "torch", "numpy", "gymnasium", "stable_baselines3", "pglab")
-
-
-def machine() -> str:
-    """Cores, processor, memory and system in one line."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{cores} cores of {_processor()}, {memory:.0f} GiB, {platform.system()}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def provenance() -> dict[str, Any]:

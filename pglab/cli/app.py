@@ -12,6 +12,7 @@ from pglab.errors import PglabError
 VERBS = {
     "train": "train one config: many seeds (and swept values) at once",
     "compare": "train several variants and write their table and figures",
+    "variance": "measure every estimator's gradient at frozen policies: noise, bias, cost",
     "evaluate": "play episodes with a trained run on gymnasium's own environment",
     "resume": "go on with an interrupted run or comparison",
     "check": "hold an estimator, baseline or distribution to exact gradients",

@@ -87,6 +87,11 @@ class Measured:
     seconds: float = 0.0
 
     @property
+    def places(self) -> dict[str, slice]:
+        """Where each layer's parameters lie in a gradient."""
+        return sections(self.subject.agent.policy_parameters)
+
+    @property
     def names(self) -> list[str]:
         return [pair.name for pair in self.pairs]
 
@@ -95,14 +100,15 @@ class Measured:
         return self.quality.estimates["total"].get(statistic)
 
     def efficiencies(self) -> dict[str, Estimate]:
-        """1 / (MSE x cost) by cost; MSE to grad J, or to the critic's gradient where grad J is not resolved."""
-        mse = self.total("mse")
-        if mse is None and self.to_critic is not None:
-            mse = self.to_critic.estimates["total"]["mse"]
+        """1 / (MSE x cost) by cost; the MSE is that to the critic's exact gradient where there is one, an estimator's own
+        error, else that to grad J."""
+        mse = self.total("mse") if self.to_critic is None else self.to_critic.estimates["total"]["mse"]
         if mse is None:
             return {}
         costs = {name: np.array([getattr(c, name) for c in self.costs]) for name in ("evaluations", "steps", "seconds")}
-        return {name: efficiency(mse, np.maximum(c, 1e-12)) for name, c in costs.items() if (c > 0).all()}
+        norm = self.reference.squared_norm if self.to_critic is None else self.critic_norm
+        relative = Estimate(mse.value / norm, mse.low / norm, mse.high / norm, mse.reliable)
+        return {name: efficiency(relative, c) for name, c in costs.items() if (c > 0).all()}
 
 
 @dataclass
@@ -168,6 +174,8 @@ def measure_subject(subject: Subject, pairs: Sequence[Pair], replicates: int, re
     """Every pair at one frozen policy (see `measure`)."""
     began = time.perf_counter()
     sampler = sampler_of(subject, pairs)
+    # Unless a number is asked for, one thread: two gain a third here, and lose tenfold where another program runs.
+    torch.set_num_threads(subject.config.threads if isinstance(subject.config.threads, int) else 1)
     sampler.fit(fit)
     goal = true_gradient(subject, reference)
     tally = _Tally(subject, sampler, replicates)

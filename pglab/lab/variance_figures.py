@@ -199,7 +199,7 @@ def decomposition_stacks(decompositions: Mapping[str, Any], path: Path) -> bool:
         ax = panels[0][column]
         baselines = list(d["baselines"])
         for i, baseline in enumerate(baselines):
-            parts, at = d["baselines"][baseline], 0.0
+            parts, at = d["baselines"][baseline]["sums"], 0.0
             for k, (part, label) in enumerate(PARTS):
                 value = max(0.0, parts[part]["value"])
                 ax.bar(i, value, bottom=at, width=0.4, color=PALETTE[k], label=label if i == 0 else None)

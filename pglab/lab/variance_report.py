@@ -144,9 +144,23 @@ def columns_of(m: Measured, rows: Sequence[dict[str, Any]]) -> list[Column]:
 
 
 def brief_columns(m: Measured, rows: Sequence[dict[str, Any]]) -> list[Column]:
-    """The columns of a table for the terminal."""
-    wanted = ["pair", "nsr", "critic_mse", "critic_bias_squared", "mse", "bias_squared", "cosine", "milliseconds"]
-    return [c for c in columns_of(m, rows) if c.key in wanted]
+    """The columns of a table for the terminal, 80 characters wide: intervals for NSR only, the rest is in the report."""
+    wanted = {
+        "pair": "pair",
+        "nsr": "NSR",
+        "critic_mse": "MSE critic",
+        "critic_bias_squared": "bias² critic",
+        "mse": "MSE J",
+        "bias_squared": "bias² J",
+        "cosine": "cos J",
+        "milliseconds": "ms",
+    }
+    found = []
+    for column in columns_of(m, rows):
+        if column.key in wanted:
+            form = column.form if column.key in ("pair", "nsr", "milliseconds") else lambda v: short(v[0])
+            found.append(Column(column.key, wanted[column.key], form))
+    return found
 
 
 def title(m: Measured) -> str:

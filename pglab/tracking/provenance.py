@@ -26,6 +26,28 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+def machine() -> str:
+    """Cores, processor, memory and system in one line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{cores} cores of {_processor()}, {memory:.0f} GiB, {platform.system()}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def described() -> list[str]:
+    """The machine and the versions, a line each, for a page."""
+    known = ", ".join(f"{name} {version}" for name, version in versions().items() if version and name != "platform")
+    return [machine(), known]
+
+
 def git_state(folder: Path | None = None) -> tuple[dict[str, Any], bytes]:
     """What git says of `folder` (default: the working directory), and the diff of its tracked files.
 
