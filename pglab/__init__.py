@@ -26,6 +26,7 @@ _HOME = {
     "estimate_gradient": "pglab.objectives",
     "exact_gradient": "pglab.lab.oracles",
     "load_agent": "pglab.agent",
+    "measure": "pglab.lab.measuring",
     "register_baseline": "pglab.baselines",
     "register_estimator": "pglab.estimators",
     "resume": "pglab.training",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pglab.errors import PglabError
     from pglab.estimators import Draw, Estimator, Signal, register_estimator
     from pglab.gradients import cotangents
+    from pglab.lab.measuring import measure
     from pglab.lab.oracles import exact_gradient
     from pglab.objectives import estimate_gradient
     from pglab.training import resume, train
@@ -64,6 +66,7 @@ __all__ = [
     "estimate_gradient",
     "exact_gradient",
     "load_agent",
+    "measure",
     "register_baseline",
     "register_estimator",
     "resume",

@@ -21,11 +21,12 @@ from pglab.config import Config
 from pglab.devices import keep_memory
 from pglab.errors import PglabError
 from pglab.lab.costs import evaluations
+from pglab.lab.critic_errors import CriticErrors, critic_errors
 from pglab.lab.exact_states import has_exact
 from pglab.lab.jacobian import Cotangents, Unit, sections
 from pglab.lab.pairs import Pair, pairs_of
 from pglab.lab.quality import Estimate, Quality, efficiency, quality
-from pglab.lab.references import Reference, true_gradient
+from pglab.lab.references import CHUNKS, Reference, true_gradient
 from pglab.lab.replicates import Replicates
 from pglab.lab.sampling import Estimated, Sampler, Scene, sampler_of
 from pglab.lab.subject import Subject, of_config, of_run
@@ -85,6 +86,7 @@ class Measured:
     """`[J, H, n]` float32: the first training-size gradients, whole."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    critic_errors: CriticErrors | None = None
 
     @property
     def places(self) -> dict[str, slice]:
@@ -182,6 +184,8 @@ def measure_subject(subject: Subject, pairs: Sequence[Pair], replicates: int, re
     for start in range(0, replicates, sampler.at_once):
         tally.add(sampler.draw(range(start, min(start + sampler.at_once, replicates))))
     found = tally.finished(goal)
+    if isinstance(subject.agent, ActorCriticAgent):
+        found.critic_errors = critic_errors(subject, max(CHUNKS, reference // 4))
     found.notes[:0] = [*subject.notes, *sampler.notes]
     found.seconds = time.perf_counter() - began
     return found

@@ -182,6 +182,8 @@ def references(m: Measured) -> list[str]:
         lines.append(
             f"The critic's error: its exact gradient is off grad J by {r.critic_share:.2g} of |grad J|² (at the same states)."
         )
+    if m.critic_errors is not None:
+        lines.append(m.critic_errors.said)
     lines.append(f"Other weighting: {r.other_definition}.")
     return lines
 
@@ -294,6 +296,7 @@ def _plain(m: Measured) -> dict[str, Any]:
             "steps": r.steps,
         },
         "critic_squared_norm": m.critic_norm,
+        "critic_errors": None if m.critic_errors is None else vars(m.critic_errors),
         "pairs": rows_of(m),
         "layers": {section: rows_of(m, section) for section in m.quality.estimates if section != "total"},
         "curve": [
