@@ -18,6 +18,7 @@ _HOME = {
     "Draw": "pglab.estimators",
     "Estimator": "pglab.estimators",
     "Gaussian": "pglab.distributions",
+    "GradientQuality": "pglab.integrations.gradient_quality",
     "PglabError": "pglab.errors",
     "Signal": "pglab.estimators",
     "SquashedGaussian": "pglab.distributions",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pglab.errors import PglabError
     from pglab.estimators import Draw, Estimator, Signal, register_estimator
     from pglab.gradients import cotangents
+    from pglab.integrations.gradient_quality import GradientQuality
     from pglab.lab.measuring import measure
     from pglab.lab.oracles import exact_gradient
     from pglab.objectives import estimate_gradient
@@ -58,6 +60,7 @@ __all__ = [
     "Draw",
     "Estimator",
     "Gaussian",
+    "GradientQuality",
     "PglabError",
     "Signal",
     "SquashedGaussian",

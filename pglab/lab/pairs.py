@@ -66,7 +66,8 @@ def pairs_of(config: Config, spec: EnvironmentSpec, wanted: Sequence[str] | None
     """The pairs to measure, the config's own first.
 
     Without `wanted`, every estimator that fits (with the config's baseline where it uses one, else with none), and
-    score_function with every baseline that fits. Else those named, each as `estimator` or `estimator/baseline`, or `all`
+    score_function with every baseline that fits; but not what is the same as another by definition: estimators that only
+    reweigh, at ratios of 1, and a baseline per factor of one factor. Else those named, each as `estimator` or `estimator/baseline`, or `all`
     for every combination that fits.
 
     Raises PglabError for a name that is unknown or a pair that does not fit, naming what would.
@@ -93,8 +94,11 @@ def pairs_of(config: Config, spec: EnvironmentSpec, wanted: Sequence[str] | None
     first = "score_function" if "score_function" in fits else fits[0]
     everything = bool(wanted)
     for baseline in BASELINES.names():
-        add(first, baseline, strict=False)
+        if everything or not (BASELINES.get(baseline).per_factor and spec.action.factors == 1):
+            add(first, baseline, strict=False)
     for estimator in fits:
+        if not everything and ESTIMATORS.get(estimator).reweights and estimator != first:
+            continue
         uses = ESTIMATORS.get(estimator).uses_baseline
         for baseline in BASELINES.names() if uses and everything else [own if uses else "none"]:
             add(estimator, baseline, strict=False)

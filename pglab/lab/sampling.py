@@ -11,9 +11,10 @@ Letters: T time, P replicates, N columns, B minibatch rows, O observation, J pai
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,7 @@ from pglab.lab.jacobian import Cotangents, Jacobian, pair_cotangents
 from pglab.lab.pairs import Pair
 from pglab.lab.subject import Subject, with_pair
 from pglab.lab.variance import random_phases
+from pglab.networks import MLP, Parameters, by_member
 from pglab.noise import Purpose
 from pglab.replay import Transitions
 from pglab.rollout import Rollout
@@ -37,6 +39,8 @@ ROWS = 60_000
 """Rows `[T x P x N]` held at a time."""
 INSTANCES = 4096
 """Environments at a time."""
+FIT_STEPS = 8
+"""Gradient steps of V and Q on each batch that they are fitted on."""
 MEASURE, FIT, REFERENCE, DECOMPOSE = 0, 1, 2, 3
 """Keep the noise of a snapshot's measurements, fits, references and decompositions apart."""
 
@@ -143,6 +147,45 @@ def first_step(twin: OnPolicyAgent, seen: Seen) -> Prepared:
     return twin.minibatches(twin.prepare(seen.rollout, seen), 0)[0]
 
 
+class LeastSquares:
+    """The output layer of a network fitted to the values of batches by ridge regression on its last hidden layer."""
+
+    def __init__(self) -> None:
+        self.network: MLP | None = None
+        self.gram, self.product = torch.zeros(0), torch.zeros(0)
+        self.square = self.total = self.count = 0.0
+
+    def add(self, network: MLP, parameters: Parameters, x: Tensor, prepared: Prepared) -> None:
+        """Count a batch in: inputs `[1, B, I]`, values and weights those of `prepared`."""
+        weights = [parameters.views[name].detach()[:1] for name in network.layer_names]
+        y, w = (by_member(v.unsqueeze(-1))[0, :, 0].double() for v in (prepared.batch.value, prepared.value_weight))
+        with torch.no_grad():
+            kept, _ = network.run(weights, x)
+            last = network.hidden(kept[-1])[0] if kept else x[0]  # [B, H]
+        features = torch.cat([last.double(), torch.ones_like(last[:, :1], dtype=torch.float64)], 1)
+        weighted = features * w.unsqueeze(1)
+        gram, product = weighted.T @ features, weighted.T @ y
+        self.gram, self.product = (gram + self.gram, product + self.product) if self.network else (gram, product)
+        self.square += float((w * y * y).sum())
+        self.total += float((w * y).sum())
+        self.count += float(w.sum())
+        self.network, self.parameters = network, parameters
+
+    def solve(self) -> float:
+        """Write the layer (every copy of a twin alike); returns the share of the values' variance that it explains."""
+        assert self.network is not None
+        n = len(self.gram)
+        ridge = 1e-6 * float(self.gram.diagonal().mean()) * torch.eye(n, dtype=self.gram.dtype, device=self.gram.device)
+        beta = torch.linalg.solve(self.gram + ridge, self.product)  # [H + 1]
+        last = len(self.network.sizes) - 2
+        with torch.no_grad():
+            self.parameters.views[f"weight{last}"].copy_(beta[:-1].view(1, -1, 1))
+            self.parameters.views[f"bias{last}"].copy_(beta[-1].view(1, 1, 1))
+        rest = self.square - 2 * float(beta @ self.product) + float(beta @ self.gram @ beta)
+        variance = self.square - self.total**2 / self.count
+        return 1 - rest / variance if variance > 0 else math.nan
+
+
 class OnPolicySampler(Sampler):
     """Batches of the frozen policy's own experience. Whole-episode collection starts afresh, as training does; step-wise
     collection goes on from environments that are at random phases of their episodes."""
@@ -185,48 +228,77 @@ class OnPolicySampler(Sampler):
             return twin.collect(env, (2,))
 
     def fit(self, batches: int) -> None:
-        """V and Q are fitted with the learning rates that training starts with."""
+        """V and Q first, where the subject has none, then what pairs learn, each on so many batches."""
         learns = [a.config.baseline.adapts or a.config.estimator.learns for a in self.agents]
         fitted = [a for a, p, x in zip(self.agents, self.pairs, learns, strict=True) if x and not p.own]
-        if not fitted and not self._fits_v and not self._fits_q:
+        steps = 0
+        if self._fits_v or self._fits_q:
+            steps += self._fit_networks(batches)
+        if fitted:
+            steps += self._fit_pairs(fitted, batches)
+        if not steps:
             return
-        stream = self.host.replicated(range(1), self.subject.number, FIT)
+        names = [p.name for a, p in zip(self.agents, self.pairs, strict=True) if a in fitted]
+        also = [n for n, w in (("V", self._fits_v), ("Q", self._fits_q)) if w]
+        self.notes.insert(
+            0,
+            f"Fitted at the frozen policy on {steps:,} steps of its own before measuring: {', '.join([*also, *names])}.",
+        )
+
+    def _batches(self, count: int, purpose: int) -> Iterator[tuple[OnPolicyAgent, int, Rollout, Seen]]:
+        """Batches of a stream that nothing is measured on."""
+        stream = self.host.replicated(range(1), self.subject.number, FIT, purpose)
+        with closing(self.subject.environment(1)) as env:
+            if stream.steps_per_update is not None:
+                stream.position = random_phases(stream, env, stream.act)
+            for i in range(count):
+                rollout = stream.collect(env, (3, i))
+                yield stream, i, rollout, self.looker.look(rollout)
+
+    def _fit_networks(self, batches: int) -> int:
+        """V and Q by gradient steps, then their output layers by least squares, which finds their scale. Returns the
+        environment steps it took."""
         fitters = {}
         for name, wanted in (("value_parameters", self._fits_v), ("critic", self._fits_q)):
             if wanted:
                 one = next(a for a in self.agents if getattr(a, name) is not None)
-                fitters[name] = one.at_progress([0.0])
-        explained = None
-        with closing(self.subject.environment(1)) as env:
-            if stream.steps_per_update is not None:
-                stream.position = random_phases(stream, env, stream.act)
-            for i in range(batches):
-                rollout = stream.collect(env, (3, i))
-                seen = self.looker.look(rollout)
-                for agent in fitted:
-                    agent.noise, agent.updates = stream.noise, i
-                    prepared = agent.prepare(rollout, seen)
-                    if agent.config.estimator.learns:
-                        agent.gradient(prepared)
-                        agent.learn_estimator()
-                    agent.baseline_state = agent.baseline_after(prepared, rollout.valid)[0]
-                for name, fitter in fitters.items():
-                    fitter.noise, fitter.updates = stream.noise, i
-                    prepared = fitter.prepare(rollout, fitter.look(rollout))
-                    if name == "critic":
-                        fitter.learn_critic(prepared)
-                    else:
-                        explained = fitter.learn_value(prepared)["losses/explained_variance"]
-        steps = int(rollout.valid.sum()) * batches
-        names = ", ".join(p.name for a, p in zip(self.agents, self.pairs, strict=True) if a in fitted)
-        also = [n for n, w in (("V", self._fits_v), ("Q", self._fits_q)) if w]
-        self.notes.append(
-            f"Fitted at the frozen policy on {batches} batches of their own (about {steps:,} steps) before measuring: "
-            f"{', '.join([*also, names] if names else also)}."
-        )
-        if explained is not None:
-            value = explained() if callable(explained) else explained
-            self.notes.append(f"The fitted V explains {float(value[0]):.0%} of the returns' variance.")
+                fitters[name] = one.at_progress([0.0])  # with the learning rates that training starts with
+        steps, sums = 0, {name: LeastSquares() for name in fitters}
+        for stream, i, rollout, seen in self._batches(2 * batches, 0):
+            steps += int(rollout.valid.sum())
+            for name, fitter in fitters.items():
+                fitter.noise, fitter.updates = stream.noise, i
+                prepared = fitter.prepare(rollout, fitter.look(rollout))
+                if i < batches:
+                    for _ in range(FIT_STEPS):
+                        fitter.learn_critic(prepared) if name == "critic" else fitter.learn_value(prepared)
+                    continue
+                if name == "critic":
+                    assert fitter.critic is not None
+                    taken = fitter.policy.present(fitter.policy.executed(prepared.draw.action)).flatten(3)
+                    x = torch.cat([by_member(prepared.obs), by_member(taken)], -1)
+                    sums[name].add(fitter.critic.network, fitter.critic.parameters, x, prepared)
+                else:
+                    assert fitter.value_parameters is not None
+                    sums[name].add(fitter.value_network, fitter.value_parameters, by_member(prepared.obs), prepared)
+        for name, found in sums.items():
+            explained = found.solve()
+            letter = "Q" if name == "critic" else "V"
+            self.notes.append(f"The fitted {letter} explains {explained:.0%} of the returns' variance.")
+        return steps
+
+    def _fit_pairs(self, fitted: Sequence[OnPolicyAgent], batches: int) -> int:
+        steps = 0
+        for stream, i, rollout, seen in self._batches(batches, 1):
+            steps += int(rollout.valid.sum())
+            for agent in fitted:
+                agent.noise, agent.updates = stream.noise, i
+                prepared = agent.prepare(rollout, seen)
+                if agent.config.estimator.learns:
+                    agent.gradient(prepared)
+                    agent.learn_estimator()
+                agent.baseline_state = agent.baseline_after(prepared, rollout.valid)[0]
+        return steps
 
     def draw(self, replicates: range) -> OnPolicyScene:
         began = time.perf_counter()
