@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from pglab.lab.quality import CONFIDENCE, FLOOR, TAIL, Estimate, _left_out, quality
+from pglab.lab.intervals import CONFIDENCE, Estimate, left_out
+from pglab.lab.quality import FLOOR, TAIL, quality
 from pglab.lab.replicates import Replicates, merged
 
 N = 20
@@ -169,7 +170,7 @@ def others(replicates: Replicates, true: float, resamples: int = 1000) -> tuple[
     rest = r - counts
     without = (norms[:, None] - squares - ((total[:, None] - sums) ** 2).sum(-1) / rest) / (rest - 1)
     value = (norms - r * (offset**2).sum(-1)) / (r - 1)
-    error = np.sqrt(_left_out(value, without, counts)[0].variance)
+    error = np.sqrt(left_out(value, without, counts)[0].variance)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, b - 1) * error
     weights = np.random.default_rng(0).multinomial(b, np.full(b, 1 / b), resamples).astype(np.float64)  # [W, B]
     drawn = np.empty((len(value), resamples))

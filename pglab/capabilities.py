@@ -12,6 +12,9 @@ from pglab.estimators import ESTIMATORS, Estimator
 from pglab.policy import CLASSES
 from pglab.policy import FAMILIES as POLICY_FAMILIES
 
+MOST_PARTS = 16
+"""Parts of a minibatch that the gradient probe compares, at most."""
+
 
 def family_of(config: Config, action: ActionSpec) -> type[Distribution]:
     """The family of distributions that the policy has for these actions; where the config names one that does not fit
@@ -42,6 +45,8 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
         _check_evolution(config, config.agent)
     if isinstance(config.agent, BpttConfig):
         _check_bptt(config.agent, spec)
+    if config.probe.every is not None:
+        _check_probe(config)
     family = family_of(config, spec.action)
     kind = family.kind
     estimator: Estimator = config.estimator
@@ -111,6 +116,31 @@ def check_fit(config: Config, spec: EnvironmentSpec) -> None:
         )
     if isinstance(agent, ActorCriticConfig | OnPolicyConfig) and continuous and agent.critic.blend:
         raise PglabError("agent.critic.blend is for discrete actions: set it to 0.")
+
+
+def _check_probe(config: Config) -> None:
+    """PglabError where a batch does not have gradients of parts of it that could be compared."""
+    agent = config.agent
+    if isinstance(agent, EvolutionConfig | BpttConfig):
+        raise PglabError(
+            f"probe.every compares the gradients of parts of a batch, which agent {agent.name!r} does not have: leave it "
+            "unset, or choose agent on_policy or actor_critic."
+        )
+    if isinstance(agent, OnPolicyConfig) and config.env.num_envs < 2:
+        raise PglabError(
+            "probe.every compares the gradients of a member's environments: set env.num_envs to 2 or more."
+        )
+    if isinstance(agent, ActorCriticConfig) and equal_parts(agent.replay.batch_size) < 2:
+        raise PglabError(
+            f"probe.every compares the gradients of equal parts of a minibatch (at most {MOST_PARTS}), and "
+            f"{agent.replay.batch_size} rows have none: choose another agent.replay.batch_size, such as a multiple of "
+            f"{MOST_PARTS}."
+        )
+
+
+def equal_parts(rows: int) -> int:
+    """The most parts, `MOST_PARTS` or fewer, that so many rows can be split into equally."""
+    return max(k for k in range(1, MOST_PARTS + 1) if rows % k == 0)
 
 
 def _check_own(config: Config) -> None:

@@ -366,6 +366,14 @@ class MeasurementConfig(Strict):
         return value
 
 
+class ProbeConfig(Strict):
+    """Judging the gradient of a training batch from that batch itself, without further environment steps."""
+
+    every: Positive | None = None
+    """Probe every so-manyth update (50: updates 50, 100, ...), for agents on_policy and actor_critic. The newest figures are
+    logged as probe/* with the next log line (log_every). None: never."""
+
+
 class SnapshotConfig(Strict):
     """Policies that are kept along training, for `pglab variance` to measure gradients at."""
 
@@ -431,6 +439,8 @@ class Config(Strict):
     """Evaluation while training."""
     measurement: MeasurementConfig = MeasurementConfig()
     """Measuring the gradient's noise while training."""
+    probe: ProbeConfig = ProbeConfig()
+    """Judging a training batch's gradient from the batch itself."""
     snapshots: SnapshotConfig = SnapshotConfig()
     """Policies kept for later measurement."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -63,4 +63,6 @@ def load(path: Path, device: torch.device) -> Snapshot:
         raise PglabError(f"Snapshot {path} cannot be read: {type(error).__name__}.") from error
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         raise PglabError(f"Snapshot {path} is not one that this version of pglab reads (format {FORMAT}).")
+    if lacking := {"at", "steps", "agent", "transitions"} - tree.keys():
+        raise PglabError(f"Snapshot {path} is damaged: it has no {', '.join(sorted(lacking))}.")
     return Snapshot(tree["at"], tree["steps"], tree["agent"], tree["transitions"])

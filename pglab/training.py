@@ -22,6 +22,7 @@ from pglab.environments.contract import Environment
 from pglab.errors import PglabError
 from pglab.evaluation import evaluate
 from pglab.executors import pick_executor
+from pglab.lab.probe import Probe
 from pglab.lab.statistics import iqm
 from pglab.lab.variance import measure
 from pglab.population import Population
@@ -45,7 +46,7 @@ class Trained:
     measurements: list[dict[str, Any]]
     """One per measured stage: `stage`, `step`, and what `pglab.lab.variance.measure` gives."""
     seconds: dict[str, float]
-    """Wall time by part: total, training, evaluation, measurement."""
+    """Wall time by part: total, training, evaluation, measurement, and of training the gradient probe."""
     finished: bool
     """False when it was interrupted."""
     members: list[dict[str, Any]] = field(default_factory=list)
@@ -75,6 +76,8 @@ class Trainer:
         self.eval_env: Environment | None = None
         check_fit(config, self.env.spec)
         self.agent: Agent = make_agent(config, self.env.spec, self.population, config.env.num_envs)
+        self.probe = None if config.probe.every is None else Probe(config.probe.every)
+        self.agent.probe = self.probe
         rows = self.agent.rows_per_update * members
         self.threads = threads = pick_threads(config.threads, rows, self.device)
         torch.set_num_threads(threads)
@@ -94,7 +97,7 @@ class Trainer:
         self.logged = 0
         self.finished = False  # the last evaluation is done
         self._consistent = True  # between two updates: what is saved now can be gone on from
-        self.seconds = {"total": 0.0, "evaluation": 0.0, "measurement": 0.0}
+        self.seconds = {"total": 0.0, "evaluation": 0.0, "measurement": 0.0, "probe": 0.0}
 
     def environment(self, members: int, num_envs: int, training: bool = True) -> Environment:
         """The config's environment for so many members. What is not for training runs in this process, in the mode that
@@ -133,6 +136,7 @@ class Trainer:
                 "stages": self.stages.state(),
                 "evaluations": self.evaluations,
                 "measurements": self.measurements,
+                "probe": {} if self.probe is None else self.probe.found,
                 "logged": self.logged,
                 "finished": self.finished,
                 "seconds": self.seconds,
@@ -158,7 +162,9 @@ class Trainer:
         self.next_log, self.next_checkpoint = loop["next"]
         self.stages.load_state(loop["stages"])
         self.evaluations, self.measurements = loop["evaluations"], loop["measurements"]
-        self.logged, self.seconds = loop["logged"], loop["seconds"]
+        self.logged, self.seconds = loop["logged"], {"probe": 0.0, **loop["seconds"]}
+        if self.probe is not None:
+            self.probe.found = dict(loop.get("probe", {}))
         # A run whose total_steps was raised since goes on.
         self.finished = loop["finished"] and int(self.steps.min()) >= self.config.total_steps
         if not self.finished:
@@ -195,6 +201,8 @@ class Trainer:
                     metrics, rollout = self.agent.update(self.env)
                     self._count(rollout)
                     self.seconds["total"] = earlier["total"] + time.perf_counter() - began
+                    if self.probe is not None:
+                        self.seconds["probe"] = earlier["probe"] + self.probe.seconds
                     self._after_update(metrics)
                     self._consistent = True
                 if not self.finished:
@@ -217,6 +225,10 @@ class Trainer:
                 if self.tracker is not None:
                     self.tracker.close()
         trained = self.trained()
+        if self.probe is not None:
+            took, of = trained.seconds["probe"], trained.seconds["training"]
+            share = took / max(of, 1e-9)
+            self.watcher.note(f"The gradient probe took {took:.1f} s of {of:.1f} s of training ({100 * share:.1f} %).")
         if self.folder is not None:
             from pglab.agent import export
 
@@ -283,6 +295,8 @@ class Trainer:
             found = {tag: value() if callable(value) else value for tag, value in metrics.items()}
         values |= found
         self._check_finite(found)
+        if self.probe is not None:
+            values |= self.probe.take()
         step = int(self.steps.mean())
         if self.tracker is not None:
             self.tracker.log(step, values)

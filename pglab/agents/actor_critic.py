@@ -340,7 +340,10 @@ class ActorCriticAgent(Agent):
                 rows = self.replay.sample(self.chunks.take("uniform", Purpose.REPLAY, self.updates, (b,)), self.newest)
                 metrics = self.learn_critic(rows)
                 noise = self.chunks.take(kind, Purpose.UPDATE, self.updates, (b, *shape))
-                metrics |= self.gradient(self.actor_rows(rows, noise, self.extra_noise(self._further)))
+                states = self.actor_rows(rows, noise, self.extra_noise(self._further))
+                if self.probe is not None:
+                    self.probe(self, states)
+                metrics |= self.gradient(states)
                 metrics["gradient/norm"] = self.step_policy()
                 metrics |= self.learn_estimator()
                 if self.settings.auto_entropy:

@@ -48,6 +48,8 @@ class Agent(ABC):
         self.estimator_learned = config.estimator.initial(self.noise, event, spec.observation_size)
         self._used: tuple[Distribution, Draw, Signal, Tensor] | None = None  # what the last gradient was estimated from
         self.updates = 0
+        self.probe: Callable[[Agent, Any], None] | None = None
+        """Shown the agent and what its gradient is about to be estimated from, before the step; changes neither."""
         self.progress = [0.0] * len(population)
         self.active: Tensor | None = None  # [P, 1], 0. for members that have had all their steps; None: all train on
         self.uses_entropy = any(s.start or s.end for m in population.members for s in [m.schedules["entropy_weight"]])

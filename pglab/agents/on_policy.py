@@ -434,6 +434,8 @@ class OnPolicyAgent(Agent):
         s, baseline = self.settings, self.config.baseline
         rollout = self.collect(env, (self.updates,))
         prepared = self.prepare(rollout)
+        if self.probe is not None:
+            self.probe(self, prepared)
         learned, found = self.learning(rollout.valid), None
         if "scores" in baseline.needs:
             # Scores are those of the policy that acted, before its parameters move. What is found now is used from the
@@ -544,7 +546,13 @@ class OnPolicyAgent(Agent):
 
 def whitened(advantage: Tensor, valid: Tensor) -> Tensor:
     """(A - mean) / std over each member's valid rows, `[T, P, N]`."""
+    mean, scale = whitening(advantage, valid)
+    return torch.where(valid, (advantage - mean) * scale, 0.0)
+
+
+def whitening(advantage: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each member's valid rows and one over their standard deviation, `[P, 1]` each."""
     count = valid.sum((0, 2)).clamp_min(2).unsqueeze(1)  # [P, 1]
     mean = (advantage * valid).sum((0, 2)).unsqueeze(1) / count
     variance = ((advantage - mean).square() * valid).sum((0, 2)).unsqueeze(1) / (count - 1)
-    return torch.where(valid, (advantage - mean) * torch.rsqrt(variance + 1e-8), 0.0)
+    return mean, torch.rsqrt(variance + 1e-8)

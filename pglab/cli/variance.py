@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> int:
     load_plugins(options.plugin)
 
     from pglab.errors import PglabError
+    from pglab.lab.continuations import decomposable
     from pglab.lab.measuring import measure
 
     if (options.source is None) == (options.sb3 is None):
@@ -39,21 +41,30 @@ def main(arguments: list[str]) -> int:
     subjects, name, out = _subjects(options, settings)
     if options.decompose is not None and options.decompose < 8:
         raise PglabError(f"--decompose needs at least 8 episodes, not {options.decompose}.")
-    folder = _folder(options.out, out, name)
+    if options.decompose is not None:
+        for subject in subjects:
+            decomposable(subject)
+    folder, new = _folder(options.out, out, name)
 
     def say(text: str) -> None:
         if not options.quiet:
             print(f"Measuring {text} ...", flush=True)
 
-    measurement = measure(
-        subjects,
-        pairs=options.pairs,
-        replicates=options.replicates,
-        reference=options.reference,
-        fit=options.fit,
-        progress=say,
-    )
-    decompositions = _decomposed(subjects, options, say) if options.decompose is not None else {}
+    try:
+        measurement = measure(
+            subjects,
+            pairs=options.pairs,
+            replicates=options.replicates,
+            reference=options.reference,
+            fit=options.fit,
+            progress=say,
+        )
+        decompositions = _decomposed(subjects, options, say) if options.decompose is not None else {}
+    except BaseException:
+        if new:  # a mistake leaves no empty folder
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     files = _write(measurement, decompositions, folder, name, command)
     write_json_file(options.json, files["data"])
     if not options.quiet:
@@ -126,6 +137,8 @@ def _subjects(options: Any, settings: list[tuple[str, object]]) -> tuple[list[Su
 
         if settings:
             raise PglabError(f"--{settings[0][0]} is a setting of a config, and a model has its own: leave it out.")
+        if options.at is not None or options.members != ["0"]:
+            raise PglabError("--at and --members choose from a run or a config; a model is one policy: leave them out.")
         if options.env is None:
             raise PglabError("--sb3 needs the environment it was trained on: --env ID, such as --env CartPole-v1.")
         found = of_sb3(
@@ -162,19 +175,27 @@ def _members(words: list[str]) -> list[int] | None:
         raise PglabError(f"--members takes numbers, or all, not {' '.join(words)}.") from None
 
 
-def _folder(asked: str | None, of_run: Path | None, name: str) -> Path:
+def _folder(asked: str | None, of_run: Path | None, name: str) -> tuple[Path, bool]:
+    """Where to write, and whether it was made for that."""
+    from pglab.errors import PglabError
     from pglab.tracking import unique_run_path
     from pglab.tracking.files import file_error
 
     if asked is None and of_run is None:
-        return unique_run_path("runs", f"{name}-variance")
+        return unique_run_path("runs", f"{name}-variance"), True
     folder = Path(asked) if asked is not None else of_run
     assert folder is not None
+    if (folder / "tensorboard").exists() and not (folder / "report.json").exists():
+        raise PglabError(
+            f"{folder} has TensorBoard files that are no measurement's and would be replaced: give another folder, such as "
+            f"--out {folder / 'variance'}."
+        )
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise file_error(folder, error) from error
-    return folder
+    return folder, new
 
 
 def _decomposed(subjects: list[Subject], options: Any, say: Any) -> dict[str, Any]:

@@ -17,16 +17,29 @@ from torch import Tensor
 
 from pglab.agents import ActorCriticAgent, OnPolicyAgent
 from pglab.distributions import Distribution
+from pglab.environments.factory import torch_class
 from pglab.environments.torch_native import TorchEnvironment
+from pglab.errors import PglabError
 from pglab.estimators import ESTIMATORS, Draw, Signal
 from pglab.gradients import cotangents
 from pglab.lab.jacobian import Jacobian
+from pglab.lab.subject import Subject
 from pglab.noise import Counter, Noise, Purpose
 
 COLUMNS = 8192
 """Continuations under way at a time."""
 BLOCK = 32
 """Steps between two looks at who has ended; noise is drawn per block."""
+
+
+def decomposable(subject: Subject) -> None:
+    """PglabError where the environment is none that continuations can start in."""
+    e = subject.config.env
+    if torch_class(e.id, e.backend, e.kwargs) is None:
+        raise PglabError(
+            f"{e.id} (gymnasium's) cannot be put into a given state, and continuations start from given states: decompose "
+            "takes torch-native environments, which `pglab list environments` names."
+        )
 
 
 @dataclass(frozen=True)

@@ -43,15 +43,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from pglab.agents import ActorCriticAgent, OnPolicyAgent
-from pglab.environments.factory import torch_class
 from pglab.environments.torch_native import TorchEnvironment
 from pglab.errors import PglabError, unknown
 from pglab.gradients import RowGradients, row_gradients
-from pglab.lab.continuations import Episodes, Player, branches_from, scores
+from pglab.lab.continuations import Episodes, Player, branches_from, decomposable, scores
+from pglab.lab.intervals import hall, quantile_of
 from pglab.lab.sampling import DECOMPOSE
 from pglab.lab.subject import Subject
 from pglab.noise import Purpose
@@ -60,7 +59,6 @@ StateBaseline = Callable[[Tensor, Tensor], Tensor]
 """b: observations `[T, 1, E, O]` as the networks see them and steps in the episode `[T, 1, E]` (int64) to `[T, 1, E]`, row by
 row, in units of the reward as the agent learns from it."""
 
-CONFIDENCE = 0.95
 ROWS = 60_000
 """Rows of the main episodes whose gradients are held at a time, as factors."""
 
@@ -146,12 +144,8 @@ def decompose(
             baseline is unknown, named twice, or gives another shape or a number that is not finite; fewer than 8
             episodes or 2 states per step.
     """
-    agent, e = subject.agent, subject.config.env
-    if torch_class(e.id, e.backend, e.kwargs) is None:
-        raise PglabError(
-            f"{e.id} (gymnasium's) cannot be put into a given state, and continuations start from given states: decompose "
-            "takes torch-native environments, which `pglab list environments` names."
-        )
+    decomposable(subject)
+    agent = subject.agent
     if episodes < 8:
         raise PglabError(f"A decomposition needs at least 8 episodes for its intervals, got {episodes}.")
     nested = episodes if states_per_step is None else min(states_per_step, episodes)
@@ -324,16 +318,10 @@ class _Statistic:
         error = math.sqrt((c**2).sum())
         if not error > 0:  # nothing varies, or nothing is there
             return Interval(value, value + error, value + error)
-        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(c) - 1))
-        skewness = float((c**3).sum()) / error**3  # over the square root of E
-        low, high = (value - error * _hall(q, skewness) for q in (quantile, -quantile))
+        quantile, n = quantile_of(len(c)), len(c)
+        skewness = np.sqrt(n) * (c**3).sum() / error**3
+        low, high = (value - error * float(hall(q, skewness, n)) for q in (quantile, -quantile))
         return Interval(value, low, high)
-
-
-def _hall(quantile: float, s: float) -> float:
-    """The t whose transform t + s t^2 / 3 + s / 6 + s^2 t^3 / 27 is `quantile` (Hall 1992)."""
-    s = math.copysign(max(abs(s), 1e-6), s)
-    return (float(np.cbrt(1 + s * (quantile - s / 6))) - 1) / (s / 3)
 
 
 def _mean(y: np.ndarray, chosen: np.ndarray) -> _Statistic:

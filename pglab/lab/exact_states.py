@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pglab.agents import ActorCriticAgent
 from pglab.distributions import Distribution
+from pglab.distributions.categorical import MAX_OUTCOMES
+from pglab.environments.contract import ActionSpec
 from pglab.errors import PglabError
 from pglab.estimators import Critic
 from pglab.estimators.enumeration import enumerated
@@ -43,9 +45,11 @@ def exact_cotangents(agent: ActorCriticAgent, distribution: Distribution, obs: T
     return [a if g is None else a + g for a, g in zip(found, grads, strict=True)]
 
 
-def has_exact(distribution: type[Distribution], factors: int) -> bool:
-    """Whether `exact_cotangents` knows this family with so many action dimensions."""
-    return distribution.kind != "continuous" or (factors == 1 and distribution.noise_kind == "normal")
+def has_exact(distribution: type[Distribution], action: ActionSpec) -> bool:
+    """Whether `exact_cotangents` knows this family with these actions."""
+    if distribution.kind == "continuous":
+        return action.factors == 1 and distribution.noise_kind == "normal"
+    return (2 if distribution.kind == "binary" else action.categories) ** action.factors <= MAX_OUTCOMES
 
 
 def critic_at(agent: ActorCriticAgent, obs: Tensor) -> Critic:

@@ -23,9 +23,10 @@ from pglab.errors import PglabError
 from pglab.lab.costs import evaluations
 from pglab.lab.critic_errors import CriticErrors, critic_errors
 from pglab.lab.exact_states import has_exact
+from pglab.lab.intervals import Estimate
 from pglab.lab.jacobian import Cotangents, Unit, sections
 from pglab.lab.pairs import Pair, pairs_of
-from pglab.lab.quality import Estimate, Quality, efficiency, quality
+from pglab.lab.quality import Quality, efficiency, quality
 from pglab.lab.references import CHUNKS, Reference, true_gradient
 from pglab.lab.replicates import Replicates
 from pglab.lab.sampling import Estimated, Sampler, Scene, sampler_of
@@ -109,6 +110,8 @@ class Measured:
             return {}
         costs = {name: np.array([getattr(c, name) for c in self.costs]) for name in ("evaluations", "steps", "seconds")}
         norm = self.reference.squared_norm if self.to_critic is None else self.critic_norm
+        if not norm > 0:
+            return {}
         relative = Estimate(mse.value / norm, mse.low / norm, mse.high / norm, mse.reliable)
         return {name: efficiency(relative, c) for name, c in costs.items() if (c > 0).all()}
 
@@ -132,7 +135,7 @@ def measure(
     at: Sequence[float] | None = None,
     members: Sequence[int] | None = (0,),
     reference: int = 4096,
-    fit: int = 64,
+    fit: int = 32,
     progress: Callable[[str], None] | None = None,
 ) -> Measurement:
     """Measure every applicable estimator and baseline pair at frozen policies.
@@ -154,6 +157,8 @@ def measure(
         raise PglabError(f"{replicates} replicates are too few for an interval: at least {FEWEST} are needed.")
     if fit < 1:
         raise PglabError(f"fit must be at least 1 batch, not {fit}.")
+    if reference < CHUNKS:
+        raise PglabError(f"The reference needs at least {CHUNKS} episodes or states, not {reference}.")
     began = time.perf_counter()
     keep_memory()
     subjects: Sequence[Subject]
@@ -202,9 +207,7 @@ class _Tally:
         self.alone = [i for i, p in enumerate(self.pairs) if not p.couples]
         self.batches = Replicates(j, n)
         self.columns = Replicates(len(self.alone), n, per_gradient=sampler.per_batch) if self.alone else None
-        exact = isinstance(agent, ActorCriticAgent) and has_exact(
-            CLASSES[agent.policy.family], agent.policy.action.factors
-        )
+        exact = isinstance(agent, ActorCriticAgent) and has_exact(CLASSES[agent.policy.family], agent.policy.action)
         self.differences = Replicates(j, n) if exact else None
         self.critics = Replicates(1, n) if exact else None
         self.count = 0

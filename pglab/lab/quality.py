@@ -56,63 +56,32 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from pglab.errors import PglabError
-from pglab.lab.gradient_statistics import _fieller, _trace_of_square
+from pglab.lab.gradient_statistics import _trace_of_square
+from pglab.lab.intervals import (
+    FEWEST_GROUPS,
+    Estimate,
+    Jackknifed,
+    divide,
+    interval,
+    left_out,
+    positive,
+    ratio_interval,
+    without_interval,
+)
 from pglab.lab.replicates import Replicates
 
-CONFIDENCE = 0.95
 TAIL = 0.12
-FEWEST_GROUPS = 8
 FLOOR = 1e-20
 _CHUNK = 1 << 22  # float64 numbers of [J, B, n] held at a time
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A statistic of every pair with its 95 % interval (NaN where there is none). `estimate[j]` is that of one pair."""
-
-    value: np.ndarray  # [J] float64
-    low: np.ndarray  # [J]
-    high: np.ndarray  # [J]
-    reliable: np.ndarray  # [J] bool
-
-    def __getitem__(self, pair: int) -> tuple[float, float, float, bool]:
-        return float(self.value[pair]), float(self.low[pair]), float(self.high[pair]), bool(self.reliable[pair])
-
-
-@dataclass(frozen=True)
-class _Jackknifed:
-    """A statistic, and z with mean(z^2) its jackknife variance and mean(z z') its covariance with another."""
-
-    value: np.ndarray  # [J]
-    z: np.ndarray  # [J, B]
-
-    @property
-    def variance(self) -> np.ndarray:
-        return (self.z**2).mean(-1)
-
-    def times(self, factor: float) -> _Jackknifed:
-        return _Jackknifed(self.value * factor, self.z * factor)
-
-    def plus(self, other: _Jackknifed) -> _Jackknifed:
-        return _Jackknifed(self.value + other.value, self.z + other.z)
-
-
-def _left_out(value: np.ndarray, without: np.ndarray, counts: np.ndarray) -> tuple[_Jackknifed, np.ndarray]:
-    """From a statistic [J], and without each group [J, B] of `counts` units [B]; also less the estimate of its bias."""
-    share = counts.sum() / counts  # R / m_b
-    corrected = len(counts) * value - ((1 - 1 / share) * without).sum(-1)
-    pseudo = share * value[:, None] - (share - 1) * without
-    return _Jackknifed(value, (pseudo - corrected[:, None]) / np.sqrt(share - 1)), corrected
 
 
 @dataclass(frozen=True)
 class _Distance:
     """|mu - g|^2 and its variance: a part linear in the noise of the mean, and a quadratic, degenerate one."""
 
-    squared: _Jackknifed
+    squared: Jackknifed
     linear: np.ndarray  # [J]
     degenerate: np.ndarray  # [J]
 
@@ -132,7 +101,7 @@ class _Groups:
         self.rest = r - counts
         total = spread.sum(-1)
         self.traces = (total[:, None] - spread - self.norms / self.rest) / np.maximum(self.rest - 1, 1)  # without b
-        self.trace = _left_out(total / (r - 1), self.traces, counts)[0]
+        self.trace = left_out(total / (r - 1), self.traces, counts)[0]
 
     def distance(self, reference: np.ndarray | float) -> _Distance:
         """Squared distance of mu from a reference [J, n]."""
@@ -141,7 +110,7 @@ class _Groups:
         along = (self.centred @ apart[..., None])[..., 0]  # [J, B]
         square = (apart**2).sum(-1)
         without = square[:, None] - 2 * along / rest + self.norms / rest**2 - self.traces / rest
-        found = _left_out(square - self.trace.value / r, without, self.counts)[0]
+        found = left_out(square - self.trace.value / r, without, self.counts)[0]
         if b < FEWEST_GROUPS:
             return _Distance(found, np.full_like(square, np.nan), np.full_like(square, np.nan))
         # Sums over the square roots of the counts have the covariance of a unit.
@@ -157,7 +126,7 @@ class Quality:
     """Made by `quality`. `estimates`: section to statistic to `Estimate`."""
 
     estimates: dict[str, dict[str, Estimate]]
-    _jackknifed: dict[str, dict[str, _Jackknifed]]
+    _jackknifed: dict[str, dict[str, Jackknifed]]
 
     def ratios(self, against: int) -> dict[str, dict[str, Estimate]]:
         """Every pair's `trace_ratio`, and with a reference `mse_ratio`, to those of pair `against`, per section.
@@ -175,9 +144,9 @@ class Quality:
                 raise PglabError(f"There is no pair {against}: there are {pairs}, the first is 0.")
             found[section], tame = {}, _tame(known["trace"])
             for name, top in known.items():
-                bottom = _Jackknifed(top.value[[against]], top.z[[against]])
-                low, high = _ratio_interval(top, bottom, top.variance, bottom.variance)
-                value = _divide(top.value, bottom.value)
+                bottom = Jackknifed(top.value[[against]], top.z[[against]])
+                low, high = ratio_interval(top, bottom, top.variance, bottom.variance)
+                value = divide(top.value, bottom.value)
                 for end in (value, low, high):
                     end[against] = 1.0 if np.isfinite(end[against]) else end[against]
                 found[section][f"{name}_ratio"] = Estimate(value, low, high, tame & tame[against])
@@ -245,7 +214,7 @@ def efficiency(mse: Estimate, cost: ArrayLike) -> Estimate:
     work = np.asarray(cost, dtype=np.float64)
     if not (work > 0).all():
         raise PglabError(f"A cost must be positive: {work.tolist()}.")
-    value, low, high = (_divide(np.ones_like(e), np.maximum(e, 0.0) * work) for e in (mse.value, mse.high, mse.low))
+    value, low, high = (divide(np.ones_like(e), np.maximum(e, 0.0) * work) for e in (mse.value, mse.high, mse.low))
     return Estimate(value, low, high, mse.reliable)
 
 
@@ -255,7 +224,7 @@ def _block(
     parts: Mapping[str, slice],
     target: np.ndarray | None,
     noise: Mapping[str, float],
-) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, _Jackknifed]]]:
+) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Jackknifed]]]:
     """Some pairs: their estimates, and what ratios between pairs are made of."""
     p, r = replicates.per_gradient, replicates.units
     counts = replicates.counts.numpy().astype(np.float64)
@@ -276,15 +245,15 @@ def _block(
     for name, part in parts.items():
         groups = _Groups(mean[:, part], centred[..., part], spread[..., part].sum(-1), counts)
         # The value is made of the float64 moments; the groups' own squares are float32.
-        groups.trace = unit = _Jackknifed(m2[:, part].sum(-1) / (r - 1), groups.trace.z)
+        groups.trace = unit = Jackknifed(m2[:, part].sum(-1) / (r - 1), groups.trace.z)
         trace, signal, tame = unit.times(1 / p), groups.distance(0.0), _tame(unit)
-        log, corrected = _left_out(logs[:, part].mean(-1), logs_less[..., part].mean(-1), counts)
-        directions = head[..., part] / _positive(np.linalg.norm(head[..., part], axis=-1, keepdims=True))
+        log, corrected = left_out(logs[:, part].mean(-1), logs_less[..., part].mean(-1), counts)
+        directions = head[..., part] / positive(np.linalg.norm(head[..., part], axis=-1, keepdims=True))
         estimates[name] = found = {
-            "trace": _interval(trace, tame, least=0.0),
-            "mean_variance": _interval(trace.times(1 / (part.stop - part.start)), tame, least=0.0),
-            "mean_log_variance": _interval(_Jackknifed(corrected, log.z), tame),
-            "squared_norm": _interval(signal.squared, tame, signal.variance),
+            "trace": interval(trace, tame, least=0.0),
+            "mean_variance": interval(trace.times(1 / (part.stop - part.start)), tame, least=0.0),
+            "mean_log_variance": interval(Jackknifed(corrected, log.z), tame),
+            "squared_norm": interval(signal.squared, tame, signal.variance),
             "nsr": _nsr(trace, signal, tame),
             "snr": _snr(snr[:, part], snr_less[..., part], counts, r / p, tame),
             "pairwise_cosine": _pairwise(directions),
@@ -294,13 +263,13 @@ def _block(
             continue
         goal, extent = target[pairs, part], np.linalg.norm(target[pairs, part], axis=-1)
         apart = groups.distance(goal)
-        bias = _Jackknifed(apart.squared.value - noise[name], apart.squared.z)
+        bias = Jackknifed(apart.squared.value - noise[name], apart.squared.z)
         kept[name]["mse"] = error = bias.plus(trace)
         surplus = bias.variance - apart.variance
         extra = _reference_variance(apart, unit.value / r, noise[name])
-        found["bias_squared"] = _interval(bias, tame, apart.variance + extra)
-        found["mse"] = _interval(error, tame, np.maximum(error.variance - surplus, apart.degenerate) + extra)
-        found["cosine"] = _mean_of((directions * (goal / _positive(extent)[:, None])[:, None]).sum(-1))
+        found["bias_squared"] = interval(bias, tame, apart.variance + extra)
+        found["mse"] = interval(error, tame, np.maximum(error.variance - surplus, apart.degenerate) + extra)
+        found["cosine"] = _mean_of((directions * (goal / positive(extent)[:, None])[:, None]).sum(-1))
         found["mean_cosine"] = _mean_cosine(groups, goal, noise[name], signal, tame)
     return estimates, kept
 
@@ -309,53 +278,58 @@ def _reference_variance(apart: _Distance, own: np.ndarray, noise: float) -> np.n
     """What the reference's noise adds to the variance of a distance whose mean has the noise `own`.
 
     Its covariance is taken to be a multiple of the mean's; where that has none, to lie along the bias."""
-    times = np.where(own > 0, _divide(np.full_like(own, noise), own), 0.0)
+    times = np.where(own > 0, divide(np.full_like(own, noise), own), 0.0)
     along = 4 * np.maximum(apart.squared.value, 0.0) * noise + 2 * noise**2
     return np.where(own > 0, apart.linear * times + apart.degenerate * ((1 + times) ** 2 - 1), along)
 
 
 def _signal_to_noise(mean: np.ndarray, variance: np.ndarray, gradients: float | np.ndarray) -> np.ndarray:
     """|mu| / sqrt(variance) from means over `gradients`, debiased. NaN where both are zero, infinite without noise."""
-    x = _divide(np.abs(mean) * np.sqrt(gradients), np.sqrt(variance))
+    x = divide(np.abs(mean) * np.sqrt(gradients), np.sqrt(variance))
     return (x - 1.29 * np.exp(-2 * x**2)) / np.sqrt(gradients)
+
+
+def _tame(trace: Jackknifed) -> np.ndarray:
+    """[J] whether the tail of the units is not too heavy for their number."""
+    return np.sqrt(trace.variance) <= TAIL * trace.value if trace.z.shape[-1] >= FEWEST_GROUPS else trace.value < 0
 
 
 def _snr(whole: np.ndarray, without: np.ndarray, counts: np.ndarray, gradients: float, tame: np.ndarray) -> Estimate:
     alive = ~np.isnan(whole)
-    number = _positive(alive.sum(-1).astype(np.float64))
+    number = positive(alive.sum(-1).astype(np.float64))
     value = np.where(alive.any(-1), np.where(alive, whole, 0.0).sum(-1) / number, np.nan)
     without = np.where(alive[:, None] & ~np.isnan(without), without, 0.0).sum(-1) / number[:, None]
     with np.errstate(invalid="ignore"):
-        made = _interval(_left_out(value, without, counts)[0], tame, least=0.0)
+        made = interval(left_out(value, without, counts)[0], tame, least=0.0)
         bias = 0.22 / np.sqrt(gradients) * ((whole * np.sqrt(gradients) < 3) & alive).sum(-1) / number  # at most
     return Estimate(made.value, made.low, made.high, made.reliable & (bias < (made.high - made.low) / 4))
 
 
-def _nsr(trace: _Jackknifed, signal: _Distance, tame: np.ndarray) -> Estimate:
+def _nsr(trace: Jackknifed, signal: _Distance, tame: np.ndarray) -> Estimate:
     t, u = trace.value, signal.squared.value
-    value = np.where(u > 0, _divide(t, u), np.where((t == 0) & (u == 0), np.nan, np.inf))
-    return Estimate(value, *_ratio_interval(trace, signal.squared, trace.variance, signal.variance), tame)
+    value = np.where(u > 0, divide(t, u), np.where((t == 0) & (u == 0), np.nan, np.inf))
+    return Estimate(value, *ratio_interval(trace, signal.squared, trace.variance, signal.variance), tame)
 
 
 def _mean_cosine(groups: _Groups, goal: np.ndarray, noise: float, signal: _Distance, tame: np.ndarray) -> Estimate:
     """cos(mu, g) by the delta method."""
 
-    def projected(on: np.ndarray) -> _Jackknifed:
+    def projected(on: np.ndarray) -> Jackknifed:
         along = (groups.mean * on).sum(-1)
         without = along[:, None] - (groups.centred @ on[..., None])[..., 0] / groups.rest
-        return _left_out(along, without, groups.counts)[0]
+        return left_out(along, without, groups.counts)[0]
 
     u, length, product = signal.squared.value, (goal**2).sum(-1) - noise, projected(goal)
     there = (u > 0) & (length > 0)
     u, length = np.where(there, u, np.nan), np.where(there, length, np.nan)
     scale = 1 / np.sqrt(u * length)
     slope = product.value * scale / (2 * u)
-    found = _Jackknifed(product.value * scale, product.z * scale[:, None] - signal.squared.z * slope[:, None])
+    found = Jackknifed(product.value * scale, product.z * scale[:, None] - signal.squared.z * slope[:, None])
     # Where the reference goes, the cosine's slope is along mu less its projection on g.
     across = projected((groups.mean - goal * (product.value / length)[:, None]) * scale[:, None])
     own = groups.trace.value / groups.units
-    extra = across.variance * np.where(own > 0, _divide(np.full_like(own, noise), own), 0.0)
-    made = _interval(found, tame & there & (u > 2 * np.sqrt(signal.variance)), found.variance + extra)
+    extra = across.variance * np.where(own > 0, divide(np.full_like(own, noise), own), 0.0)
+    made = interval(found, tame & there & (u > 2 * np.sqrt(signal.variance)), found.variance + extra)
     low, value, high = (np.clip(x, -1.0, 1.0) for x in (made.low, made.value, made.high))
     return Estimate(value, low, high, made.reliable)
 
@@ -363,87 +337,19 @@ def _mean_cosine(groups: _Groups, goal: np.ndarray, noise: float, signal: _Dista
 def _pairwise(directions: np.ndarray) -> Estimate:
     """Mean cosine over pairs i < j: the U-statistic of |E u|^2 of unit vectors u [J, H, n]."""
     if directions.shape[1] < 2:
-        return _nothing(np.full(len(directions), np.nan))
+        return without_interval(np.full(len(directions), np.nan))
     mean = directions.mean(1)
     centred = directions - mean[:, None]
     found = _Groups(mean, centred, (centred**2).sum(-1), np.ones(directions.shape[1])).distance(0.0)
-    return _interval(found.squared, True, found.variance)
+    return interval(found.squared, True, found.variance)
 
 
 def _mean_of(values: np.ndarray) -> Estimate:
     """Mean of independent values [J, H]."""
     if values.shape[1] == 0:
-        return _nothing(np.full(len(values), np.nan))
+        return without_interval(np.full(len(values), np.nan))
     mean = values.mean(-1)
-    return _interval(_Jackknifed(mean, (values - mean[:, None]) / np.sqrt(max(values.shape[1] - 1, 1))))
-
-
-def _interval(
-    found: _Jackknifed, tame: np.ndarray | bool = True, variance: np.ndarray | None = None, least: float = -np.inf
-) -> Estimate:
-    """Student's t with Hall's transformation; the jackknife's variance unless another is given."""
-    b = found.z.shape[-1]
-    if b < FEWEST_GROUPS:
-        return _nothing(found.value)
-    error, skewness = np.sqrt(found.variance if variance is None else variance), _skewness(found.z)
-    low = found.value - error * _hall(_quantile(b), skewness, b)
-    high = found.value - error * _hall(-_quantile(b), skewness, b)
-    return Estimate(found.value, np.maximum(low, least), high, np.isfinite(low) & tame)
-
-
-def _ratio_interval(
-    top: _Jackknifed, bottom: _Jackknifed, v_top: np.ndarray, v_bottom: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fieller's interval of a ratio of non-negative numbers; each end takes Hall's quantile there."""
-    b = top.z.shape[-1]
-    if b < FEWEST_GROUPS:
-        return np.full_like(top.value, np.nan), np.full_like(top.value, np.nan)
-    numerator, covariance = np.maximum(top.value, 0.0), (top.z * bottom.z).mean(-1)
-    ends = []
-    for side, sign in ((0, 1.0), (1, -1.0)):
-        quantile = np.full_like(numerator, _quantile(b))
-        for _ in range(5):  # the skewness is that at the end found
-            end = _fieller(numerator, bottom.value, v_top, covariance, v_bottom, quantile)[side]
-            finite = np.isfinite(end)[:, None]
-            z = np.where(finite, top.z, 0.0) - np.where(finite, np.where(finite, end[:, None], 0.0), 1.0) * bottom.z
-            quantile = np.abs(_hall(sign * _quantile(b), _skewness(z), b))
-        ends.append(end)
-    return ends[0], ends[1]
-
-
-def _hall(quantile: float, skewness: np.ndarray, b: int) -> np.ndarray:
-    """The t whose transform t + s t^2 / 3 + s / 6 + s^2 t^3 / 27, with s = skewness / sqrt(B), is `quantile`."""
-    s = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness) / np.sqrt(b)
-    return (np.cbrt(1 + s * (quantile - s / 6)) - 1) / (s / 3)
-
-
-def _quantile(b: int) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, b - 1))
-
-
-def _skewness(z: np.ndarray) -> np.ndarray:
-    apart = z - z.mean(-1, keepdims=True)
-    second = (apart**2).mean(-1)
-    return np.where(second > 0, _divide((apart**3).mean(-1), second**1.5), 0.0)
-
-
-def _tame(trace: _Jackknifed) -> np.ndarray:
-    """[J] whether the tail of the units is not too heavy for their number."""
-    return np.sqrt(trace.variance) <= TAIL * trace.value if trace.z.shape[-1] >= FEWEST_GROUPS else trace.value < 0
-
-
-def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return a / b
-
-
-def _positive(x: np.ndarray) -> np.ndarray:
-    return np.where(x > 0, x, 1.0)
-
-
-def _nothing(value: np.ndarray) -> Estimate:
-    missing = np.full_like(value, np.nan)
-    return Estimate(value, missing, missing, np.zeros(len(value), bool))
+    return interval(Jackknifed(mean, (values - mean[:, None]) / np.sqrt(max(values.shape[1] - 1, 1))))
 
 
 def _joined(blocks: list[dict]) -> dict:

@@ -84,11 +84,11 @@ class Reference:
         """What can be said of it, in a sentence."""
         if not self.noise:
             return "It is exact."
+        if not math.isfinite(self.relative_noise):
+            return "No signal is resolved in its noise, so no cosine or bias to it is given; raise --reference."
         said = f"Its halves agree with cosine {self.halves:.3f}; its noise is {self.relative_noise:.1%} of its squared norm"
         if self.supported:
             return f"{said}."
-        if not math.isfinite(self.relative_noise):
-            return f"{said}: no signal is resolved, so no cosine or bias to it is given; raise --reference."
         wanted = math.ceil(self.episodes * self.relative_noise / RESOLVED)
         return f"{said}: too noisy for cosines and biases, which are not given; about --reference {wanted:,} would do."
 
@@ -103,7 +103,7 @@ def true_gradient(subject: Subject, draws: int) -> Reference:
         if isinstance(agent, OnPolicyAgent):
             found = _exact(subject, agent, env)
             return _sampled(subject, agent, draws) if found is None else found
-        if settable(env) and has_exact(CLASSES[agent.policy.family], agent.policy.action.factors):
+        if settable(env) and has_exact(CLASSES[agent.policy.family], agent.policy.action):
             return _at_replayed(subject, agent, draws)
     return _sampled(subject, agent, draws)
 
@@ -129,7 +129,8 @@ def _said(agent: OnPolicyAgent, horizon: int, tail_steps: int) -> str:
         if tail_steps
         else f"to the time limit of {horizon}"
     )
-    return f"E[grad log pi(a|s) Q(s, a)] with the returns of the policy itself ({beyond}), {per}"
+    entropies = "" if entropy_weight(agent) is None else " + the weighted entropy's gradient"
+    return f"E[grad log pi(a|s) Q(s, a)]{entropies} with the returns of the policy itself ({beyond}), {per}"
 
 
 # -- exact
@@ -140,7 +141,7 @@ def _exact(subject: Subject, agent: OnPolicyAgent, env: Environment) -> Referenc
 
     if not isinstance(env, TorchEnvironment):
         return None
-    if isinstance(env.env, TabularEnv):
+    if isinstance(env.env, TabularEnv) and agent.policy.family == "categorical":
         return _of_tables(agent, env, env.env)
     if isinstance(env.env, LQR) and _linear(agent):
         return _of_lqr(agent, env, env.env)
@@ -197,7 +198,11 @@ def _linear(agent: OnPolicyAgent) -> bool:
     c, plain = agent.config.preprocessing, agent.policy.config
     scaled = c.observation_scale is not None or c.normalize_observations
     family = agent.policy.family == "gaussian" and not agent.policy.std_from_network and plain.learn_std
-    return family and not plain.hidden and not scaled and not agent.bootstraps
+    if not family or plain.hidden or scaled or agent.bootstraps:
+        return False
+    low, high = plain.log_std_bounds
+    log_std = agent.policy_parameters.views["log_std"]
+    return bool(((log_std > low) & (log_std < high)).all())  # elsewhere it has no gradient
 
 
 def _of_lqr(agent: OnPolicyAgent, env: TorchEnvironment, lqr: Any) -> Reference:
@@ -209,6 +214,8 @@ def _of_lqr(agent: OnPolicyAgent, env: TorchEnvironment, lqr: Any) -> Reference:
     log_std = views["log_std"][0, 0].detach().double()
     discount = float(agent.hyper("discount")[0, 0])
     alpha, horizon = entropy_weight(agent), env.spec.max_episode_steps or 1
+    lqr = copy.copy(lqr)
+    lqr.max_episode_steps = horizon  # env.max_episode_steps may be another than its own
     pulled = []
     for discounts in (False, True):
         found = lqr_gradient(lqr, gain, offset, log_std, discount, discounts)
@@ -258,8 +265,9 @@ class _Chunks:
         self.sums.append(sums.double().cpu())
         self.counts.append(count)
 
-    def ratio(self, index: int) -> tuple[np.ndarray, dict[str, float], float]:
-        """The ratio sum / count of gradient number `index`, its noise by section, and the cosine of its halves."""
+    def ratio(self, index: int, plus: np.ndarray | float = 0.0) -> tuple[np.ndarray, dict[str, float], float]:
+        """The ratio sum / count of gradient number `index`, its noise by section, and the cosine of its halves with `plus`, a
+        part that is known, added."""
         g = torch.stack([s[index] for s in self.sums]).numpy()  # [K, n]
         c = np.array(self.counts)
         value = g.sum(0) / c.sum()
@@ -267,7 +275,7 @@ class _Chunks:
         k = len(c)
         noise = {name: float((rest[:, place] ** 2).sum()) / (k * (k - 1)) for name, place in self.places.items()}
         noise["total"] = float((rest**2).sum()) / (k * (k - 1))
-        a, b = (g[i::2].sum(0) / c[i::2].sum() for i in (0, 1))
+        a, b = (plus + g[i::2].sum(0) / c[i::2].sum() for i in (0, 1))
         norm = np.linalg.norm(a) * np.linalg.norm(b)
         return value, noise, float(a @ b / norm) if norm > 0 else math.nan
 
@@ -345,9 +353,12 @@ def _sampled(subject: Subject, agent: OnPolicyAgent | ActorCriticAgent, episodes
     conventions = ("step t weighs gamma^t", "every step weighs the same")
     mine, others_said = conventions if discounts else conventions[::-1]
     if replay:
+        own, later = "", ""
+        if alpha is not None:
+            own, later = " + the weighted entropy's gradient", ", later entropies included"
         said = (
-            f"E[grad log pi(a|s) Q(s, a)] with the returns of the policy itself (up to {beyond} steps past the time limit of "
-            f"{limit}, entropies included), averaged over the steps of its own episodes, not over the buffer's states"
+            f"E[grad log pi(a|s) Q(s, a)]{own} with the returns of the policy itself (up to {beyond} steps past the time limit "
+            f"of {limit}{later}), averaged over the steps of its own episodes, not over the buffer's states"
         )
     else:
         said = _said(agent, limit, beyond)  # type: ignore[arg-type]
@@ -356,8 +367,9 @@ def _sampled(subject: Subject, agent: OnPolicyAgent | ActorCriticAgent, episodes
 
 
 def _at_replayed(subject: Subject, agent: ActorCriticAgent, states: int) -> Reference:
-    """At states of the buffer, put into the environment: the exact gradient of the critic there, plus score_function of what
-    the critic is wrong by, Q(s, a) as the policy plays on from there less the critic's."""
+    """The exact gradient of the critic at all states of the buffer, plus, at `states` of them that are put into the
+    environment, score_function of what the critic is wrong by: Q(s, a) as the policy plays on from there less the critic's.
+    Only the second part is sampled."""
     discount = float(agent.hyper("discount")[0, 0])
     each = max(2, -(-states // CHUNKS))
     at_once = max(1, min(CHUNKS, COLUMNS // (2 * each)))
@@ -370,7 +382,7 @@ def _at_replayed(subject: Subject, agent: ActorCriticAgent, states: int) -> Refe
         g = len(numbers)
         with (
             closing(subject.environment(1, 2 * g * each, 10**9)) as env,
-            closing(subject.environment(1, max(2 * g, 8))) as playing,
+            closing(subject.environment(1, max(2 * g, 64))) as playing,
         ):
             assert isinstance(env, TorchEnvironment)
             u = twin.noise.uniform(Purpose.REPLAY, (first,), (g * each,))
@@ -385,18 +397,41 @@ def _at_replayed(subject: Subject, agent: ActorCriticAgent, states: int) -> Refe
                 for i in range(g):
                     into.add(found[:, i], float(w[i].sum()))
             steps += 4 * g * each * horizon
-    gradient, noise, halves = chunks.ratio(0)
-    wrong, wrong_noise, _ = chunks.ratio(1)
+    believed = _of_buffer(agent)
+    wrong, noise, halves = chunks.ratio(1, believed)
+    gradient = believed + wrong
     other, _, _ = on_policy.ratio(0)
     norm = float(gradient @ gradient) - noise["total"]
-    share = max(0.0, float(wrong @ wrong) - wrong_noise["total"]) / norm if norm > 0 else math.nan
-    entropies = ", later entropies included" if entropy_weight(agent) is not None else ""
+    share = max(0.0, float(wrong @ wrong) - noise["total"]) / norm if norm > 0 else math.nan
+    bonus, later = "", ""
+    if entropy_weight(agent) is not None:
+        bonus, later = " + the weighted entropy's gradient", ", later entropies included"
     said = (
-        f"From {each * CHUNKS:,} states of the buffer, each gone on from for up to {horizon} steps: E[grad log pi(a|s) Q(s, a)] "
-        f"with the returns of the policy itself{entropies}; states weighted as in the buffer"
+        f"E[grad log pi(a|s) Q(s, a)]{bonus} with the returns of the policy itself{later}, states weighted as in the buffer: the "
+        f"critic's exact gradient at all {agent.replay.size:,} of them, and its error at {each * CHUNKS:,}, each gone on from for "
+        f"up to {horizon} steps"
     )
     about = "states weighted as the policy visits them"
     return Reference(said, gradient, other, about, noise, halves, share, each * CHUNKS, steps)
+
+
+def _of_buffer(agent: ActorCriticAgent) -> np.ndarray:
+    """The exact gradient of the critic, `[n]`, averaged over all transitions that minibatches are drawn from."""
+    replay = agent.replay
+    size = replay.size if agent.newest is None else min(agent.newest, replay.size)
+    total, count = np.zeros(agent.policy_parameters.size), 0.0
+    for start in range(0, size, COLUMNS):
+        few = torch.arange(start, min(start + COLUMNS, size), device=agent.noise.device)
+        rows = replay.sample(((few + 0.5) / size).unsqueeze(0), agent.newest)  # every one of them once
+        obs = agent.preprocessor.observations(rows.obs)  # [1, M, O]
+        mask = None if rows.action_mask is None else rows.action_mask.unflatten(-1, agent.spec.action.event_shape) > 0.5
+        jacobian = Jacobian(
+            agent.policy, agent.policy_parameters, obs.unsqueeze(0), None if mask is None else mask.unsqueeze(0)
+        )
+        exact = pair_cotangents(exact_cotangents(agent, jacobian.distribution, obs), rows.valid.unsqueeze(0))
+        total += jacobian.pull([exact], "batch")[0, 0].double().cpu().numpy()
+        count += float(rows.valid.sum())
+    return total / count
 
 
 def _wrongness(

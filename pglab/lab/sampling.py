@@ -148,7 +148,8 @@ def first_step(twin: OnPolicyAgent, seen: Seen) -> Prepared:
 
 
 class LeastSquares:
-    """The output layer of a network fitted to the values of batches by ridge regression on its last hidden layer."""
+    """The output layer of a network (of each copy of a twin) fitted to the values of batches by ridge regression on its last
+    hidden layer. C copies."""
 
     def __init__(self) -> None:
         self.network: MLP | None = None
@@ -157,14 +158,15 @@ class LeastSquares:
 
     def add(self, network: MLP, parameters: Parameters, x: Tensor, prepared: Prepared) -> None:
         """Count a batch in: inputs `[1, B, I]`, values and weights those of `prepared`."""
-        weights = [parameters.views[name].detach()[:1] for name in network.layer_names]
+        weights = [parameters.views[name].detach() for name in network.layer_names]
+        x = x.expand(len(weights[0]), -1, -1)  # [C, B, I]
         y, w = (by_member(v.unsqueeze(-1))[0, :, 0].double() for v in (prepared.batch.value, prepared.value_weight))
         with torch.no_grad():
             kept, _ = network.run(weights, x)
-            last = network.hidden(kept[-1])[0] if kept else x[0]  # [B, H]
-        features = torch.cat([last.double(), torch.ones_like(last[:, :1], dtype=torch.float64)], 1)
+            last = network.hidden(kept[-1]) if kept else x  # [C, B, H]
+        features = torch.cat([last.double(), torch.ones_like(last[..., :1], dtype=torch.float64)], -1)
         weighted = features * w.unsqueeze(1)
-        gram, product = weighted.T @ features, weighted.T @ y
+        gram, product = weighted.mT @ features, weighted.mT @ y  # [C, H + 1, H + 1], [C, H + 1]
         self.gram, self.product = (gram + self.gram, product + self.product) if self.network else (gram, product)
         self.square += float((w * y * y).sum())
         self.total += float((w * y).sum())
@@ -172,18 +174,21 @@ class LeastSquares:
         self.network, self.parameters = network, parameters
 
     def solve(self) -> float:
-        """Write the layer (every copy of a twin alike); returns the share of the values' variance that it explains."""
+        """Write the layers; returns the share of the values' variance that they explain (copies on average); NaN where these
+        do not vary."""
         assert self.network is not None
-        n = len(self.gram)
-        ridge = 1e-6 * float(self.gram.diagonal().mean()) * torch.eye(n, dtype=self.gram.dtype, device=self.gram.device)
-        beta = torch.linalg.solve(self.gram + ridge, self.product)  # [H + 1]
+        n = self.gram.shape[-1]
+        scale = self.gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        ridge = 1e-6 * scale * torch.eye(n, dtype=self.gram.dtype, device=self.gram.device)
+        beta = torch.linalg.solve(self.gram + ridge, self.product.unsqueeze(-1)).squeeze(-1)  # [C, H + 1]
         last = len(self.network.sizes) - 2
         with torch.no_grad():
-            self.parameters.views[f"weight{last}"].copy_(beta[:-1].view(1, -1, 1))
-            self.parameters.views[f"bias{last}"].copy_(beta[-1].view(1, 1, 1))
-        rest = self.square - 2 * float(beta @ self.product) + float(beta @ self.gram @ beta)
+            self.parameters.views[f"weight{last}"].copy_(beta[:, :-1, None])
+            self.parameters.views[f"bias{last}"].copy_(beta[:, -1:, None])
+        fitted = 2 * (beta * self.product).sum(-1) - torch.einsum("ci,cij,cj->c", beta, self.gram, beta)
         variance = self.square - self.total**2 / self.count
-        return 1 - rest / variance if variance > 0 else math.nan
+        rest = self.square - float(fitted.mean())
+        return 1 - rest / variance if variance > 1e-9 * self.square else math.nan
 
 
 class OnPolicySampler(Sampler):
@@ -264,7 +269,7 @@ class OnPolicySampler(Sampler):
                 one = next(a for a in self.agents if getattr(a, name) is not None)
                 fitters[name] = one.at_progress([0.0])  # with the learning rates that training starts with
         steps, sums = 0, {name: LeastSquares() for name in fitters}
-        for stream, i, rollout, seen in self._batches(2 * batches, 0):
+        for stream, i, rollout, _ in self._batches(2 * batches, 0):
             steps += int(rollout.valid.sum())
             for name, fitter in fitters.items():
                 fitter.noise, fitter.updates = stream.noise, i
@@ -284,7 +289,8 @@ class OnPolicySampler(Sampler):
         for name, found in sums.items():
             explained = found.solve()
             letter = "Q" if name == "critic" else "V"
-            self.notes.append(f"The fitted {letter} explains {explained:.0%} of the returns' variance.")
+            if not math.isnan(explained):
+                self.notes.append(f"The fitted {letter} explains {explained:.0%} of the returns' variance.")
         return steps
 
     def _fit_pairs(self, fitted: Sequence[OnPolicyAgent], batches: int) -> int:

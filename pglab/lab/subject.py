@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pglab.errors import PglabError
 from pglab.networks import Parameters
 from pglab.population import Population, PopulationMember
 from pglab.replay import Replay
-from pglab.tracking import RunFolder
+from pglab.tracking import MemberLabel, RunFolder
 from pglab.trees import take_member
 
 STAGES = {0.0: "start", 0.5: "middle", 1.0: "end"}
@@ -45,10 +45,13 @@ class Subject:
     """Keeps the noise of different snapshots apart."""
     notes: list[str] = field(default_factory=list)
     """What a reader of its measurements should know."""
+    setting: str = ""
+    """The values it has of swept settings, which tell it from other members of its seed."""
 
     @property
     def member(self) -> str:
-        return f"seed {self.config.seed_list[0]}"
+        seed = f"seed {self.config.seed_list[0]}"
+        return f"{seed}, {self.setting}" if self.setting else seed
 
     def environment(
         self, members: int, num_envs: int | None = None, max_episode_steps: int | None = None
@@ -90,7 +93,7 @@ def of_config(config: Config, members: Sequence[int] | None = None) -> list[Subj
             fill(agent, env)
             notes.append(f"The buffer holds {agent.replay.size:,} transitions of the initial policy.")
         env.close()
-        found.append(Subject(single, agent, "start", 0.0, 0, 0, notes))
+        found.append(Subject(single, agent, "start", 0.0, 0, 0, notes, _setting(member)))
     return found
 
 
@@ -123,7 +126,7 @@ def of_run(path: str | Path, at: Sequence[float] | None = None, members: Sequenc
         for number, snapshot in loaded:
             agent, env = _agent(single)
             env.close()
-            found.append(_restored(single, agent, snapshot, number, index))
+            found.append(replace(_restored(single, agent, snapshot, number, index), setting=_setting(member)))
     return found
 
 
@@ -176,6 +179,10 @@ def _indices(config: Config, members: Sequence[int] | None) -> list[int]:
 def _members(config: Config, members: Sequence[int] | None) -> list[PopulationMember]:
     everyone = Population.of(config, torch.device("cpu")).members
     return [everyone[i] for i in _indices(config, members)]
+
+
+def _setting(member: PopulationMember) -> str:
+    return MemberLabel(member.seed, member.overrides).setting
 
 
 def of_member(config: Config, member: PopulationMember) -> Config:

@@ -35,7 +35,7 @@ DEFINITION = (
 )
 ROWS = 120_000  # rows [T x P x N] held at a time
 INSTANCES = 4096  # environments at a time
-PHASES = 8  # steps between starts while environments are brought to random phases
+PHASES = 8  # at most so many steps between starts while environments are brought to random phases
 
 
 def gradients(agent: Agent, make_env: MakeEnvironment, replicates: int, snapshot: int) -> np.ndarray:
@@ -111,7 +111,8 @@ def random_phases(agent: Agent, env: Environment, act: Act) -> Position:
     """Environments at random steps of their episodes: each is started anew at a uniformly drawn moment of a time as long
     as the longest episode (at most 1,000 steps), and played on by the frozen policy `act`."""
     length = min(env.spec.max_episode_steps or 1000, 1000)
-    waves = -(-length // PHASES)
+    few = max(1, min(PHASES, length // PHASES))  # of a short episode, every step is a start
+    waves = -(-length // few)
     position = Position.start(env.reset(agent.noise, (0,)))
     starts = agent.noise.integers(Purpose.ENVIRONMENT, (1,), (env.num_envs,), waves)  # [P, N]
     for wave in range(waves):
@@ -119,6 +120,6 @@ def random_phases(agent: Agent, env: Environment, act: Act) -> Position:
             fresh = starts == wave
             obs, mask = env.reset_where(fresh, agent.noise, (0, wave))
             position = Position(obs.clone(), position.time * ~fresh, mask)
-        drawn = block_noise(env, agent.noise, (1, wave), PHASES, agent.event)
+        drawn = block_noise(env, agent.noise, (1, wave), few, agent.event)
         _, position = block(env, act, agent.policy.present, position, *drawn)
     return position

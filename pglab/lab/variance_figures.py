@@ -55,9 +55,19 @@ def noise_and_bias(measurement: Measurement, path: Path) -> bool:
             ax.set_xlabel(label, fontsize=7)
             ax.set_yticks(y, [r["pair"] for r in rows], fontsize=6)
             ax.set_ylim(-0.7, len(rows) - 0.3)
-        panels[0][column].set_title(title(m), fontsize=8, loc="left")
+        panels[0][column].set_title(_two_lines(m), fontsize=8, loc="left")
+    figure.supxlabel(
+        "95 % intervals, by jackknife; grey: too few replicates for tails this heavy. Arrows: beyond the panel, or not above 0 "
+        "(no bias seen, no signal resolved).",
+        fontsize=7,
+        color="0.3",
+    )
     _save(figure, path)
     return True
+
+
+def _two_lines(m: Measured) -> str:
+    return title(m).replace(", seed", ",\nseed")
 
 
 def _bars(ax: Any, y: np.ndarray, values: Sequence[tuple[float, float, float, bool] | None]) -> None:

@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 
 from pglab.lab.curves import batch_curve
+from pglab.lab.intervals import Estimate
 from pglab.lab.measuring import DEFINITION, Measured, Measurement
-from pglab.lab.quality import Estimate
 from pglab.lab.tables import MISSING, Column, markdown_table
 
 Figure = tuple[float, float, float, bool]
 """Value, low, high, whether the interval is to be relied on."""
-ROUNDING = 1e-9
-"""Squared errors below this share of the squared norm are float32's own."""
+ROUNDING = 1e-8
+"""Squared errors below this share of E|g|^2 are float32's own: sums over rows that cancel."""
 
 
 def short(value: float) -> str:
     """Three digits, without an exponent where it can be done without."""
+    if math.isnan(value):
+        return MISSING
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     if abs(value) >= 1e5 or (value and abs(value) < 1e-3):
@@ -63,6 +65,8 @@ def rows_of(m: Measured, section: str = "total") -> list[dict[str, Any]]:
             return statistics[name][j] if statistics is not None and name in statistics else None
 
         nsr = known["nsr"][j]
+        trace, size = known["trace"][j][0], max(known["squared_norm"][j][0], 0.0)
+        rounding = ROUNDING * (trace + size) / m.critic_norm if m.critic_norm > 0 else 0.0
         row: dict[str, Any] = {
             "pair": pair.name,
             "declared": pair.declared or None,
@@ -82,8 +86,8 @@ def rows_of(m: Measured, section: str = "total") -> list[dict[str, Any]]:
             "cosine": of(known, "cosine"),
             "mean_cosine": of(known, "mean_cosine"),
             "other_cosine": None if other is None else float(other[j]),
-            "critic_mse": scaled(of(critic, "mse"), m.critic_norm, ROUNDING),
-            "critic_bias_squared": scaled(of(critic, "bias_squared"), m.critic_norm, ROUNDING),
+            "critic_mse": scaled(of(critic, "mse"), m.critic_norm, rounding),
+            "critic_bias_squared": scaled(of(critic, "bias_squared"), m.critic_norm, rounding),
             "critic_cosine": None if m.critic_cosine is None else m.critic_cosine[j],
             "effective_rows": float(m.effective[j]),
             "zero": float(m.zeros[j]),
@@ -255,7 +259,8 @@ def _curve(m: Measured) -> str:
     for j, name in enumerate(m.names):
         row: dict[str, Any] = {"pair": name}
         for p in points:
-            row[str(p.batches)] = f"{p.pairwise[j]:.2f} ± {p.pairwise_half[j]:.2f}"
+            value, half = p.pairwise[j], p.pairwise_half[j]
+            row[str(p.batches)] = None if math.isnan(value) else f"{value:.2f} ± {half:.2f}"
         rows.append(row)
     columns = [Column("pair"), *(Column(str(p.batches), f"{p.steps:,.0f} rows") for p in points)]
     text = "Mean cosine between two independent gradients of so many rows (Ilyas et al. 2020, figure 1):"

@@ -13,7 +13,8 @@ from scipy import stats
 from pglab.errors import PglabError
 from pglab.lab import quality as module
 from pglab.lab.gradient_statistics import noise_to_signal
-from pglab.lab.quality import Estimate, efficiency, quality
+from pglab.lab.intervals import Estimate, hall
+from pglab.lab.quality import efficiency, quality
 from pglab.lab.replicates import Replicates
 
 FALSE_ALARM = 4.892  # standard normal quantile of 1 - 1e-6 / 2
@@ -233,7 +234,7 @@ def test_what_noise_leaves_in_the_signal_to_noise_ratio() -> None:
 def test_halls_transform_is_inverted() -> None:
     skewness, b = np.array([-3.0, -0.5, 0.0, 0.5, 3.0]), 25
     for quantile in (-2.0, 2.0):
-        t, s = module._hall(quantile, skewness, b), skewness / 5
+        t, s = hall(quantile, skewness, b), skewness / 5
         np.testing.assert_allclose(t + s * t**2 / 3 + s / 6 + s**2 * t**3 / 27, quantile, atol=1e-5)
 
 
