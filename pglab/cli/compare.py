@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     options, laid = split(p, arguments)
     load_plugins(options.plugin)
 
-    from pglab.cli.report import show_compared
+    from pglab.cli.showing import show_compared
     from pglab.comparing import compare
     from pglab.devices import available_cores
     from pglab.errors import PglabError

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(options.folder)
 
     if (folder / "comparison.yaml").is_file():
-        from pglab.cli.report import show_compared
+        from pglab.cli.showing import show_compared
         from pglab.comparing import resume_comparison
         from pglab.devices import available_cores
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         write_json_file(options.json, {"folder": str(folder), **compared.results()})
         return show_compared(compared, options.quiet)
 
-    from pglab.cli.report import show_trained, watcher_on
+    from pglab.cli.showing import show_trained, watcher_on
     from pglab.tracking import MultiProgress
     from pglab.training import resume
 

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         data["plugins"] = options.plugin
     config = Config.read(data)
 
-    from pglab.cli.report import opening, show_trained, watcher_on
+    from pglab.cli.showing import opening, show_trained, watcher_on
     from pglab.tracking import MultiProgress, unique_run_path
     from pglab.training import train
 

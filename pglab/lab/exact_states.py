@@ -5,6 +5,8 @@ Letters: rows `[T, P, N]`, D action dimensions, M outcomes or nodes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from pglab.estimators import Critic
 from pglab.estimators.enumeration import enumerated
 from pglab.gradients import entropy
 
+EVALUATIONS = 2**18
+"""Evaluations of the critic at a time."""
 NODES = 128
 """Nodes of the quadrature over one continuous action."""
 WIDTH = 6.0
@@ -63,12 +67,23 @@ def _of_critic(distribution: Distribution, critic: Critic) -> list[Tensor]:
     with torch.enable_grad():
         leaf, parameters = distribution.cut()
         if distribution.kind != "continuous":
-            values, log_prob = enumerated(leaf, critic)
-            expected = (log_prob.exp() * values.detach()).sum(0)
+            values, log_prob = enumerated(leaf, _in_parts(critic))
+            expected = (log_prob.exp() * values).sum(0)
         else:
-            expected = _integrated(leaf, critic)
+            expected = _integrated(leaf, _in_parts(critic))
         found = torch.autograd.grad(expected.sum(), parameters, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+def _in_parts(critic: Critic) -> Critic:
+    """The critic as a constant at actions `[M, *rows, *event]`, a part of the M at a time."""
+
+    def found(action: Tensor) -> Tensor:
+        few = max(1, EVALUATIONS // math.prod(action.shape[1:4]))
+        with torch.no_grad():
+            return torch.cat([critic(part) for part in action.split(few)])
+
+    return found
 
 
 def _nodes(distribution: Distribution) -> tuple[Tensor, Tensor]:

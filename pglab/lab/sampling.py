@@ -25,6 +25,8 @@ from torch import Tensor
 from pglab.agents import ActorCriticAgent, OnPolicyAgent
 from pglab.agents.actor_critic import ActorRows
 from pglab.agents.on_policy import Prepared, Seen
+from pglab.capabilities import outcomes
+from pglab.distributions.categorical import MAX_OUTCOMES
 from pglab.lab.exact_states import exact_cotangents
 from pglab.lab.jacobian import Cotangents, Jacobian, pair_cotangents
 from pglab.lab.pairs import Pair
@@ -39,6 +41,8 @@ ROWS = 60_000
 """Rows `[T x P x N]` held at a time."""
 INSTANCES = 4096
 """Environments at a time."""
+WIDE = 64
+"""Outcomes of an action beyond which fewer rows are held at a time."""
 FIT_STEPS = 8
 """Gradient steps of V and Q on each batch that they are fitted on."""
 MEASURE, FIT, REFERENCE, DECOMPOSE = 0, 1, 2, 3
@@ -366,7 +370,10 @@ class ActorCriticSampler(Sampler):
 
     @property
     def at_once(self) -> int:
-        return max(1, ROWS // 4 // max(1, self.rows))
+        # An enumeration has a log-probability of every outcome at every row.
+        width = outcomes(self.host.policy.action)
+        few = ROWS // 4 // (max(1, width // WIDE) if width <= MAX_OUTCOMES else 1)
+        return max(1, few // max(1, self.rows))
 
     def _minibatches(self, twin: ActorCriticAgent, replicates: int, counter: int) -> Transitions:
         b = self.host.settings.replay.batch_size
