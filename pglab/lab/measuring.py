@@ -36,7 +36,8 @@ from pglab.policy import CLASSES
 FEWEST = 8
 """Replicates below which there is no interval."""
 HELD = 256 * 2**20
-"""Bytes of replicates' gradients held at a time; more pairs than fit are measured in turn."""
+"""Bytes of gradients that one product through the network gives; more pairs than fit are measured in turn. All pairs'
+gradients of a few replicates take at most four times as much."""
 
 DEFINITION = (
     "All figures are of one training-size gradient before clipping. NSR: trace of its covariance over |E g|^2. MSE and bias: "
@@ -186,8 +187,10 @@ def measure_subject(subject: Subject, pairs: Sequence[Pair], replicates: int, re
     sampler.fit(fit)
     goal = true_gradient(subject, reference)
     tally = _Tally(subject, sampler, replicates)
-    for start in range(0, replicates, sampler.at_once):
-        tally.add(sampler.draw(range(start, min(start + sampler.at_once, replicates))))
+    each = 4 * len(pairs) * subject.agent.policy_parameters.size * max(1, sampler.per_batch)
+    few = max(1, min(sampler.at_once, 4 * HELD // each))
+    for start in range(0, replicates, few):
+        tally.add(sampler.draw(range(start, min(start + few, replicates))))
     found = tally.finished(goal)
     if isinstance(subject.agent, ActorCriticAgent):
         found.critic_errors = critic_errors(subject, max(CHUNKS, reference // 4))

@@ -83,7 +83,7 @@ class Reference:
     def verdict(self) -> str:
         """What can be said of it, in a sentence."""
         if not self.noise:
-            return "It is exact."
+            return "It is exact." if self.supported else "It is exactly zero, so no cosine or bias to it is given."
         if not math.isfinite(self.relative_noise):
             return "No signal is resolved in its noise, so no cosine or bias to it is given; raise --reference."
         said = f"Its halves agree with cosine {self.halves:.3f}; its noise is {self.relative_noise:.1%} of its squared norm"

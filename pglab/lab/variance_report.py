@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pglab.config import ActorCriticConfig, OnPolicyConfig
 from pglab.lab.curves import batch_curve
 from pglab.lab.intervals import Estimate
 from pglab.lab.measuring import DEFINITION, Measured, Measurement
@@ -211,9 +212,12 @@ def markdown(measurement: Measurement, heading: str, command: str, machine: Sequ
 
 
 def _said_units(m: Measured) -> str:
-    kinds = set(m.units)
+    kinds, agent = set(m.units), m.subject.config.agent
     if kinds == {"batch"}:
-        return "a whole batch"
+        if isinstance(agent, ActorCriticConfig):
+            return "a minibatch"
+        first = isinstance(agent, OnPolicyConfig) and agent.minibatches > 1
+        return "the first minibatch of a batch" if first else "a whole batch"
     column = "an episode" if _episodes(m) else "an environment's block of steps"
     if kinds == {"column"}:
         return column
