@@ -50,13 +50,13 @@ class CriticErrors:
 
 
 def critic_errors(subject: Subject, states: int) -> CriticErrors | None:
-    """The critic's errors at `states` states of the buffer; None where the environment cannot be set to a state, or actions
-    have several dimensions."""
+    """The critic's errors at `states` states of the buffer; None where the environment cannot be set to a state, actions
+    have several dimensions, or a step from a drawn one may leave the family's support (beta)."""
     agent = subject.agent
     assert isinstance(agent, ActorCriticAgent)
     action = agent.policy.action
     with closing(subject.environment(1, 2 * states, 10**9)) as env:
-        if not settable(env) or action.factors != 1:
+        if not settable(env) or action.factors != 1 or agent.policy.family == "beta":
             return None
         assert isinstance(env, TorchEnvironment)
         twin = agent.replicated(range(1), subject.number, REFERENCE, 1)
@@ -70,7 +70,7 @@ def critic_errors(subject: Subject, states: int) -> CriticErrors | None:
         )  # [1, 1, M, *event]
         critic = critic_at(agent, obs)
         if distribution.kind == "continuous":
-            spread = getattr(distribution, "log_std", torch.full_like(drawn, math.log(0.5))).exp()
+            spread = distribution.log_std.exp()  # type: ignore[attr-defined]
             step = STEP * spread
             first, second, distance = drawn + step, drawn - step, (2 * step)[0, 0, :, 0]
             definition = f"at drawn actions +- {STEP:g} standard deviations"

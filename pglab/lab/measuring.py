@@ -27,7 +27,8 @@ from pglab.lab.intervals import Estimate
 from pglab.lab.jacobian import Cotangents, Unit, sections
 from pglab.lab.pairs import Pair, pairs_of
 from pglab.lab.quality import Quality, efficiency, quality
-from pglab.lab.references import CHUNKS, Reference, true_gradient
+from pglab.lab.reference import Reference
+from pglab.lab.references import CHUNKS, true_gradient
 from pglab.lab.replicates import Replicates
 from pglab.lab.sampling import Estimated, Sampler, Scene, sampler_of
 from pglab.lab.subject import Subject, of_config, of_run
@@ -38,6 +39,9 @@ FEWEST = 8
 HELD = 256 * 2**20
 """Bytes of gradients that one product through the network gives; more pairs than fit are measured in turn. All pairs'
 gradients of a few replicates take at most four times as much."""
+
+GROUPED = 2**30
+"""Bytes of sums over groups of replicates, for each of the two or three kinds of replicates."""
 
 DEFINITION = (
     "All figures are of one training-size gradient before clipping. NSR: trace of its covariance over |E g|^2. MSE and bias: "
@@ -67,6 +71,8 @@ class Measured:
     replicates: int
     quality: Quality
     """Of every pair against `reference` (ii), grad J; without statistics of distance where it supports none."""
+    ratios: dict[str, dict[str, Estimate]]
+    """Every pair's `trace_ratio` and `mse_ratio` to those of the first, by section: from columns where both have them."""
     reference: Reference
     to_critic: Quality | None
     """Of every pair's difference to the exact gradient of this critic at the same states, reference (i); None where the
@@ -208,10 +214,12 @@ class _Tally:
         n, j = agent.policy_parameters.size, len(self.pairs)
         self.places = sections(agent.policy_parameters)
         self.alone = [i for i, p in enumerate(self.pairs) if not p.couples]
-        self.batches = Replicates(j, n)
-        self.columns = Replicates(len(self.alone), n, per_gradient=sampler.per_batch) if self.alone else None
+        # At 12 bytes per pair, group and parameter; fewer groups make rougher intervals.
+        groups = max(16, min(256, GROUPED // (12 * j * n)))
+        self.batches = Replicates(j, n, groups=groups)
+        self.columns = Replicates(len(self.alone), n, sampler.per_batch, groups) if self.alone else None
         exact = isinstance(agent, ActorCriticAgent) and has_exact(CLASSES[agent.policy.family], agent.policy.action)
-        self.differences = Replicates(j, n) if exact else None
+        self.differences = Replicates(j, n, groups=groups) if exact else None
         self.critics = Replicates(1, n) if exact else None
         self.count = 0
         self.seconds, self.zeros, self.squares = np.zeros(j), np.zeros(j), np.zeros(j)
@@ -280,8 +288,12 @@ class _Tally:
         reference = goal.gradient if goal.supported else None
         noise = {name: goal.noise.get(name, 0.0) for name in (*self.places, "total")} if goal.supported else None
         both = quality(self.batches, self.places, reference, noise)
+        ratios = both.ratios(0)
         if self.columns is not None:
-            _replace(both, quality(self.columns, self.places, reference, noise), self.alone)
+            finer = quality(self.columns, self.places, reference, noise)
+            _replace(both.estimates, finer.estimates, self.alone)
+            if self.alone[0] == 0:
+                _replace(ratios, finer.ratios(0), self.alone)
         to_critic, norm, cosine = None, float("nan"), None
         if self.differences is not None and self.critics is not None:
             to_critic = quality(self.differences, self.places, np.zeros(self.batches.size))
@@ -306,6 +318,7 @@ class _Tally:
             self.pairs,
             r,
             both,
+            ratios,
             goal,
             to_critic,
             norm,
@@ -328,11 +341,11 @@ def _cosines(gradients: Tensor, targets: Tensor) -> Estimate:
     )
 
 
-def _replace(into: Quality, finer: Quality, which: Sequence[int]) -> None:
+def _replace(into: dict[str, dict[str, Estimate]], finer: dict[str, dict[str, Estimate]], which: Sequence[int]) -> None:
     """Put the estimates from finer replicates in the place of those from whole batches, except where single training-size
     gradients are asked for, which both know."""
-    for section, statistics in finer.estimates.items():
+    for section, statistics in finer.items():
         for name, estimate in statistics.items():
-            target = into.estimates[section][name]
+            target = into[section][name]
             for part in ("value", "low", "high", "reliable"):
                 getattr(target, part)[list(which)] = getattr(estimate, part)

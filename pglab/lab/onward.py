@@ -50,7 +50,9 @@ def onward(
     in the critic's target (Haarnoja et al. 2018, eq. 3).
     """
     discount = float(agent.hyper("discount")[0, 0])
-    alpha = entropy_weight(agent)
+    # A critic whose target takes the mode knows of no later entropies.
+    critic = getattr(agent.config.agent, "critic", None)
+    alpha = None if critic is not None and critic.target_action == "mode" else entropy_weight(agent)
     (kind, shape), size, m = agent.event, env.spec.reset_noise_size, len(obs)
     with torch.no_grad():
         state = env.env.state_of(obs)

@@ -9,23 +9,23 @@ import copy
 import math
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pglab.agents import ActorCriticAgent, Agent, OnPolicyAgent
+from pglab.agents import ActorCriticAgent, OnPolicyAgent
 from pglab.environments.contract import Environment
 from pglab.environments.torch_native import TorchEnvironment
 from pglab.errors import PglabError
 from pglab.estimators import ESTIMATORS, Draw, Signal
 from pglab.executors import Eager
 from pglab.gradients import cotangents, entropy
+from pglab.lab.exact_references import exact_reference
 from pglab.lab.exact_states import critic_at, exact_cotangents, has_exact
 from pglab.lab.jacobian import Jacobian, pair_cotangents, sections
 from pglab.lab.onward import entropy_weight, onward, settable, tail
+from pglab.lab.reference import Reference, said_of
 from pglab.lab.sampling import REFERENCE
 from pglab.lab.subject import Subject
 from pglab.noise import Purpose
@@ -37,60 +37,6 @@ CHUNKS = 32
 """Independent parts of a sampled reference, from whose spread its noise is known."""
 COLUMNS = 8192
 """Environments played at a time."""
-RESOLVED = 0.05
-"""A reference supports cosines and biases where its noise is at most this share of its squared norm: a cosine to it is
-then at most 2.5 % too small."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """grad J, for ascent, in the convention of the subject's agent (see `definition`)."""
-
-    definition: str
-    gradient: np.ndarray
-    """`[n]` float64."""
-    other: np.ndarray
-    """`[n]`: the same with the other weighting of states."""
-    other_definition: str
-    noise: dict[str, float] = field(default_factory=dict)
-    """Of every section and the total: trace of the covariance of `gradient` (0: exact)."""
-    halves: float = 1.0
-    """Cosine between the means of its two halves."""
-    critic_share: float | None = None
-    """|grad J - exact gradient of the critic|^2 / |grad J|^2, less what sampling adds: how wrong the critic is here."""
-    episodes: int = 0
-    """How many independent draws (episodes or states) it is the mean of; 0: exact."""
-    steps: int = 0
-    """Environment steps it took."""
-
-    @property
-    def squared_norm(self) -> float:
-        """|grad J|^2, less what noise adds."""
-        return float(self.gradient @ self.gradient) - self.noise.get("total", 0.0)
-
-    @property
-    def relative_noise(self) -> float:
-        """Noise over the squared norm."""
-        noise = self.noise.get("total", 0.0)
-        return noise / self.squared_norm if self.squared_norm > 0 else math.inf
-
-    @property
-    def supported(self) -> bool:
-        """Whether cosines and biases to it mean anything."""
-        return self.relative_noise <= RESOLVED
-
-    @property
-    def verdict(self) -> str:
-        """What can be said of it, in a sentence."""
-        if not self.noise:
-            return "It is exact." if self.supported else "It is exactly zero, so no cosine or bias to it is given."
-        if not math.isfinite(self.relative_noise):
-            return "No signal is resolved in its noise, so no cosine or bias to it is given; raise --reference."
-        said = f"Its halves agree with cosine {self.halves:.3f}; its noise is {self.relative_noise:.1%} of its squared norm"
-        if self.supported:
-            return f"{said}."
-        wanted = math.ceil(self.episodes * self.relative_noise / RESOLVED)
-        return f"{said}: too noisy for cosines and biases, which are not given; about --reference {wanted:,} would do."
 
 
 def true_gradient(subject: Subject, draws: int) -> Reference:
@@ -101,153 +47,11 @@ def true_gradient(subject: Subject, draws: int) -> Reference:
     agent = subject.agent
     with closing(subject.environment(1)) as env:
         if isinstance(agent, OnPolicyAgent):
-            found = _exact(subject, agent, env)
+            found = exact_reference(subject, agent, env)
             return _sampled(subject, agent, draws) if found is None else found
         if settable(env) and has_exact(CLASSES[agent.policy.family], agent.policy.action):
             return _at_replayed(subject, agent, draws)
     return _sampled(subject, agent, draws)
-
-
-def _weighted(agent: OnPolicyAgent, summed: np.ndarray, steps: float) -> np.ndarray:
-    """A sum over an episode's steps, whose mean number is `steps`, as the agent's reduction takes it."""
-    s = agent.settings
-    if s.collect == "episodes":
-        return summed if s.reduction == "mean_over_episodes" else summed / steps
-    return summed / steps * (s.steps if s.reduction == "mean_over_episodes" else 1)
-
-
-def _said(agent: OnPolicyAgent, horizon: int, tail_steps: int) -> str:
-    s = agent.settings
-    per = {
-        ("episodes", "mean_over_episodes"): "summed over an episode",
-        ("episodes", "mean_over_steps"): "summed over an episode, over the mean number of steps",
-        ("steps", "mean_over_steps"): "averaged over the steps of episodes",
-        ("steps", "mean_over_episodes"): f"averaged over the steps of episodes, times the {s.steps} steps of a block",
-    }[(s.collect, s.reduction)]
-    beyond = (
-        f"past the time limit of {horizon}, where training bootstraps, for up to {tail_steps} steps"
-        if tail_steps
-        else f"to the time limit of {horizon}"
-    )
-    entropies = "" if entropy_weight(agent) is None else " + the weighted entropy's gradient"
-    return f"E[grad log pi(a|s) Q(s, a)]{entropies} with the returns of the policy itself ({beyond}), {per}"
-
-
-# -- exact
-
-
-def _exact(subject: Subject, agent: OnPolicyAgent, env: Environment) -> Reference | None:
-    from pglab_envs import LQR, TabularEnv
-
-    if not isinstance(env, TorchEnvironment):
-        return None
-    if isinstance(env.env, TabularEnv) and agent.policy.family == "categorical":
-        return _of_tables(agent, env, env.env)
-    if isinstance(env.env, LQR) and _linear(agent):
-        return _of_lqr(agent, env, env.env)
-    if hasattr(env.env, "exact_gradient") and env.spec.max_episode_steps == 1:
-        return _of_objective(subject, agent, env)
-    return None
-
-
-def _both(agent: OnPolicyAgent, plain: Tensor, discounted: Tensor, steps: float, said: str) -> Reference:
-    discounts = agent.settings.discount_states
-    used, other = (discounted, plain) if discounts else (plain, discounted)
-    conventions = ("step t weighs gamma^t", "every step weighs the same")
-    mine, others = conventions if discounts else conventions[::-1]
-    gradient, second = (_weighted(agent, x.double().cpu().numpy(), steps) for x in (used, other))
-    return Reference(f"{said}; {mine}", gradient, second, others)
-
-
-def _scale(agent: Agent) -> float:
-    """What rewards are multiplied by before the agent learns from them."""
-    return float(agent.preprocessor.rewards(torch.ones(1, 1, device=agent.noise.device)))
-
-
-def _of_tables(agent: OnPolicyAgent, env: TorchEnvironment, tables: Any) -> Reference:
-    """By dynamic programming over the tables (see `pglab.lab.exact_control`), pushed through the network at every state."""
-    from pglab.lab.exact_control import tabular_gradient
-
-    discount, limit = float(agent.hyper("discount")[0, 0]), env.spec.max_episode_steps or 1
-    beyond = tail(discount) if agent.bootstraps else 0
-    states = torch.eye(env.spec.observation_size, device=agent.noise.device)[None, None]  # [1, 1, S, S]
-    jacobian = Jacobian(agent.policy, agent.policy_parameters, agent.preprocessor.observations(states))
-    # Rounded to float32, probabilities add up to 1 within 1e-7 only.
-    p = torch.softmax(getattr(jacobian.distribution, "logits").double(), -1)[0, 0, :, 0]  # noqa: B009  [S, A]
-    found = tabular_gradient(tables, p.cpu(), limit + beyond, discount, False)
-    advantage = (found.q - found.v.unsqueeze(-1))[:limit] * _scale(agent)  # [T, S, A]
-    occupancy = found.occupancy[:limit]  # [T, S]
-    powers = discount ** torch.arange(limit, dtype=torch.float64)
-    pulled = []
-    alpha = entropy_weight(agent)
-    for w in (torch.ones_like(powers), powers):
-        visits = w[:, None] * occupancy  # [T, S]
-        logits = (visits[:, :, None] * p.cpu() * advantage).sum(0)  # [S, A]
-        if alpha is not None:
-            logp = p.cpu().log()
-            h = -(p.cpu() * logp).sum(-1, keepdim=True)
-            logits = logits + alpha * visits.sum(0)[:, None] * (-p.cpu() * (logp + h))
-        cotangent = logits.float().to(agent.noise.device)[None, None, :, None]  # [1, 1, S, 1, A]
-        pulled.append(jacobian.pull([[cotangent]], "batch")[0, 0])
-    steps = float(occupancy.sum())
-    return _both(agent, pulled[0], pulled[1], steps, f"By dynamic programming: {_said(agent, limit, beyond)}")
-
-
-def _linear(agent: OnPolicyAgent) -> bool:
-    """Whether the policy is Gaussian with a mean that is linear in the raw state, and its horizon the time limit."""
-    c, plain = agent.config.preprocessing, agent.policy.config
-    scaled = c.observation_scale is not None or c.normalize_observations
-    family = agent.policy.family == "gaussian" and not agent.policy.std_from_network and plain.learn_std
-    if not family or plain.hidden or scaled or agent.bootstraps:
-        return False
-    low, high = plain.log_std_bounds
-    log_std = agent.policy_parameters.views["log_std"]
-    return bool(((log_std > low) & (log_std < high)).all())  # elsewhere it has no gradient
-
-
-def _of_lqr(agent: OnPolicyAgent, env: TorchEnvironment, lqr: Any) -> Reference:
-    from pglab.lab.exact_control import lqr_gradient
-
-    views, scale = agent.policy_parameters.views, agent.policy.config.mean_scale
-    gain = views["weight0"][0].detach().double().T * scale  # [A, S]
-    offset = views["bias0"][0, 0].detach().double() * scale
-    log_std = views["log_std"][0, 0].detach().double()
-    discount = float(agent.hyper("discount")[0, 0])
-    alpha, horizon = entropy_weight(agent), env.spec.max_episode_steps or 1
-    lqr = copy.copy(lqr)
-    lqr.max_episode_steps = horizon  # env.max_episode_steps may be another than its own
-    pulled = []
-    for discounts in (False, True):
-        found = lqr_gradient(lqr, gain, offset, log_std, discount, discounts)
-        parts = {
-            "weight0": found.gain.T * scale * _scale(agent),
-            "bias0": found.offset * scale * _scale(agent),
-            "log_std": found.log_std * _scale(agent),
-        }
-        if alpha is not None:
-            weights = discount ** np.arange(horizon) if discounts else np.ones(horizon)
-            parts["log_std"] = parts["log_std"] + alpha * float(weights.sum())
-        pulled.append(torch.cat([parts[name].flatten() for name in agent.policy_parameters.shapes]))
-    said = f"In closed form: {_said(agent, horizon, 0)}"
-    return _both(agent, pulled[0], pulled[1], float(horizon), said)
-
-
-def _of_objective(subject: Subject, agent: OnPolicyAgent, env: TorchEnvironment) -> Reference | None:
-    """Of a one-step objective, at the one state it has, from its own closed form."""
-    reset = env.reset(agent.noise, (0,))
-    obs = agent.preprocessor.observations(reset.obs[:, :1]).unsqueeze(0)  # [1, 1, 1, O]
-    jacobian = Jacobian(agent.policy, agent.policy_parameters, obs)
-    distribution = jacobian.distribution
-    given = {name: getattr(distribution, name)[0, 0, 0].double() for name in distribution.parameters}
-    if agent.spec.action.bounded or entropy_weight(agent) is not None:
-        return None  # clipped actions and entropies are not in the closed form
-    try:
-        exact: Mapping[str, Tensor] = env.env.exact_gradient(**given)  # type: ignore[attr-defined]
-    except TypeError:  # of other parameters than this policy has
-        return None
-    grads = [exact[name].float().view(1, 1, 1, *given[name].shape) * _scale(agent) for name in distribution.parameters]
-    pulled = jacobian.pull([grads], "batch")[0, 0]
-    return _both(agent, pulled, pulled, 1.0, "In closed form: the objective's own gradient")
 
 
 # -- sampled
@@ -345,11 +149,11 @@ def _sampled(subject: Subject, agent: OnPolicyAgent | ActorCriticAgent, episodes
             per_episode = whole and summed
             chunks.add(both, float(each) if per_episode else count)
     discounts = not replay and agent.settings.discount_states  # type: ignore[union-attr]
-    (gradient, noise, halves), (other, _, _) = (chunks.ratio(i) for i in ((1, 0) if discounts else (0, 1)))
+    (gradient, noise, halves), (other, apart, _) = (chunks.ratio(i) for i in ((1, 0) if discounts else (0, 1)))
     if isinstance(agent, OnPolicyAgent) and summed and not whole:
         factor = agent.settings.steps
         gradient, other = gradient * factor, other * factor
-        noise = {name: x * factor**2 for name, x in noise.items()}
+        noise, apart = ({name: x * factor**2 for name, x in found.items()} for found in (noise, apart))
     conventions = ("step t weighs gamma^t", "every step weighs the same")
     mine, others_said = conventions if discounts else conventions[::-1]
     if replay:
@@ -361,9 +165,9 @@ def _sampled(subject: Subject, agent: OnPolicyAgent | ActorCriticAgent, episodes
             f"of {limit}{later}), averaged over the steps of its own episodes, not over the buffer's states"
         )
     else:
-        said = _said(agent, limit, beyond)  # type: ignore[arg-type]
+        said = said_of(agent, limit, beyond)  # type: ignore[arg-type]
     said = f"From {each * CHUNKS:,} whole episodes ({steps:,} steps): {said}; {mine}"
-    return Reference(said, gradient, other, others_said, noise, halves, None, each * CHUNKS, steps)
+    return Reference(said, gradient, other, others_said, noise, halves, None, each * CHUNKS, steps, apart["total"])
 
 
 def _at_replayed(subject: Subject, agent: ActorCriticAgent, states: int) -> Reference:
@@ -400,19 +204,20 @@ def _at_replayed(subject: Subject, agent: ActorCriticAgent, states: int) -> Refe
     believed = _of_buffer(agent)
     wrong, noise, halves = chunks.ratio(1, believed)
     gradient = believed + wrong
-    other, _, _ = on_policy.ratio(0)
+    other, apart, _ = on_policy.ratio(0)
     norm = float(gradient @ gradient) - noise["total"]
     share = max(0.0, float(wrong @ wrong) - noise["total"]) / norm if norm > 0 else math.nan
+    held = agent.replay.size if agent.newest is None else min(agent.newest, agent.replay.size)
     bonus, later = "", ""
     if entropy_weight(agent) is not None:
         bonus, later = " + the weighted entropy's gradient", ", later entropies included"
     said = (
         f"E[grad log pi(a|s) Q(s, a)]{bonus} with the returns of the policy itself{later}, states weighted as in the buffer: the "
-        f"critic's exact gradient at all {agent.replay.size:,} of them, and its error at {each * CHUNKS:,}, each gone on from for "
+        f"critic's exact gradient at all {held:,} of them, and its error at {each * CHUNKS:,}, each gone on from for "
         f"up to {horizon} steps"
     )
     about = "states weighted as the policy visits them"
-    return Reference(said, gradient, other, about, noise, halves, share, each * CHUNKS, steps)
+    return Reference(said, gradient, other, about, noise, halves, share, each * CHUNKS, steps, apart["total"])
 
 
 def _of_buffer(agent: ActorCriticAgent) -> np.ndarray:

@@ -29,10 +29,11 @@ from pglab.capabilities import outcomes
 from pglab.distributions.categorical import MAX_OUTCOMES
 from pglab.lab.exact_states import exact_cotangents
 from pglab.lab.jacobian import Cotangents, Jacobian, pair_cotangents
+from pglab.lab.least_squares import LeastSquares
 from pglab.lab.pairs import Pair
 from pglab.lab.subject import Subject, with_pair
 from pglab.lab.variance import random_phases
-from pglab.networks import MLP, Parameters, by_member
+from pglab.networks import by_member
 from pglab.noise import Purpose
 from pglab.replay import Transitions
 from pglab.rollout import Rollout
@@ -151,50 +152,6 @@ def first_step(twin: OnPolicyAgent, seen: Seen) -> Prepared:
     return twin.minibatches(twin.prepare(seen.rollout, seen), 0)[0]
 
 
-class LeastSquares:
-    """The output layer of a network (of each copy of a twin) fitted to the values of batches by ridge regression on its last
-    hidden layer. C copies."""
-
-    def __init__(self) -> None:
-        self.network: MLP | None = None
-        self.gram, self.product = torch.zeros(0), torch.zeros(0)
-        self.square = self.total = self.count = 0.0
-
-    def add(self, network: MLP, parameters: Parameters, x: Tensor, prepared: Prepared) -> None:
-        """Count a batch in: inputs `[1, B, I]`, values and weights those of `prepared`."""
-        weights = [parameters.views[name].detach() for name in network.layer_names]
-        x = x.expand(len(weights[0]), -1, -1)  # [C, B, I]
-        y, w = (by_member(v.unsqueeze(-1))[0, :, 0].double() for v in (prepared.batch.value, prepared.value_weight))
-        with torch.no_grad():
-            kept, _ = network.run(weights, x)
-            last = network.hidden(kept[-1]) if kept else x  # [C, B, H]
-        features = torch.cat([last.double(), torch.ones_like(last[..., :1], dtype=torch.float64)], -1)
-        weighted = features * w.unsqueeze(1)
-        gram, product = weighted.mT @ features, weighted.mT @ y  # [C, H + 1, H + 1], [C, H + 1]
-        self.gram, self.product = (gram + self.gram, product + self.product) if self.network else (gram, product)
-        self.square += float((w * y * y).sum())
-        self.total += float((w * y).sum())
-        self.count += float(w.sum())
-        self.network, self.parameters = network, parameters
-
-    def solve(self) -> float:
-        """Write the layers; returns the share of the values' variance that they explain (copies on average); NaN where these
-        do not vary."""
-        assert self.network is not None
-        n = self.gram.shape[-1]
-        scale = self.gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-        ridge = 1e-6 * scale * torch.eye(n, dtype=self.gram.dtype, device=self.gram.device)
-        beta = torch.linalg.solve(self.gram + ridge, self.product.unsqueeze(-1)).squeeze(-1)  # [C, H + 1]
-        last = len(self.network.sizes) - 2
-        with torch.no_grad():
-            self.parameters.views[f"weight{last}"].copy_(beta[:, :-1, None])
-            self.parameters.views[f"bias{last}"].copy_(beta[:, -1:, None])
-        fitted = 2 * (beta * self.product).sum(-1) - torch.einsum("ci,cij,cj->c", beta, self.gram, beta)
-        variance = self.square - self.total**2 / self.count
-        rest = self.square - float(fitted.mean())
-        return 1 - rest / variance if variance > 1e-9 * self.square else math.nan
-
-
 class OnPolicySampler(Sampler):
     """Batches of the frozen policy's own experience. Whole-episode collection starts afresh, as training does; step-wise
     collection goes on from environments that are at random phases of their episodes."""
@@ -214,6 +171,12 @@ class OnPolicySampler(Sampler):
         if self.host.critic is None:
             self._fits_q = self._share("critic")
         has_v = [a for a in self.agents if a.value_parameters is not None]
+        s = self.host.settings
+        if s.collect == "episodes" and s.reduction == "mean_over_steps":
+            self.notes.append(
+                "mean_over_steps divides by the batch's own number of steps: every estimate has a bias of O(1 / batch) to the ratio of "
+                "expectations that grad J is."
+            )
         self.looker = self.host if self.host.value_parameters is not None or not has_v else has_v[0]
 
     def _share(self, name: str) -> bool:

@@ -54,7 +54,7 @@ def scaled(found: Figure | None, by: float, least: float = 0.0) -> Figure | None
 def rows_of(m: Measured, section: str = "total") -> list[dict[str, Any]]:
     """A mapping per pair: every statistic as (value, low, high, reliable), or a number; None where there is none."""
     known = m.quality.estimates[section]
-    ratios = m.quality.ratios(0)[section]
+    ratios = m.ratios[section]
     critic = m.to_critic.estimates[section] if m.to_critic is not None else None
     norm = m.reference.squared_norm if section == "total" else _norm(m, section)
     efficiencies = m.efficiencies() if section == "total" else {}
@@ -112,7 +112,7 @@ def _norm(m: Measured, section: str) -> float:
 
 def _other_cosine(m: Measured) -> np.ndarray | None:
     """`[J]`: mean cosine of one training-size gradient to grad J with the other weighting of states."""
-    if not m.reference.supported:
+    if not m.reference.other_supported:
         return None
     length = np.linalg.norm(m.head, axis=-1) * np.linalg.norm(m.reference.other)
     with np.errstate(divide="ignore", invalid="ignore"):

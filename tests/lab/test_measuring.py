@@ -22,7 +22,8 @@ from pglab.agents import OnPolicyAgent
 from pglab.config import Config, merge
 from pglab.lab.measuring import Measured, _Tally
 from pglab.lab.pairs import Pair, pairs_of
-from pglab.lab.references import Reference, true_gradient
+from pglab.lab.reference import Reference
+from pglab.lab.references import true_gradient
 from pglab.lab.sampling import Sampler, sampler_of
 from pglab.lab.subject import Subject, of_config
 from pglab.lab.variance import gradients

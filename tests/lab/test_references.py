@@ -23,7 +23,8 @@ from pglab.lab import references
 from pglab.lab.critic_errors import critic_errors
 from pglab.lab.measuring import measure
 from pglab.lab.onward import tail
-from pglab.lab.references import CHUNKS, Reference, _sampled, true_gradient
+from pglab.lab.reference import RESOLVED, Reference
+from pglab.lab.references import CHUNKS, _sampled, true_gradient
 from pglab.lab.subject import Subject, of_config
 from pglab.lab.variance_report import markdown, plain
 from pglab.noise import Noise
@@ -332,7 +333,7 @@ def test_a_reference_that_is_too_noisy_supports_nothing_and_nothing_is_printed_o
     )
     (m,) = measurement.measured
     assert not m.reference.supported
-    assert m.reference.relative_noise > references.RESOLVED
+    assert m.reference.relative_noise > RESOLVED
     statistics = m.quality.estimates["total"]
     assert not {"bias_squared", "mse", "cosine", "mean_cosine"} & statistics.keys()
     assert m.efficiencies() == {}
