@@ -75,7 +75,7 @@ def main() -> None:
         **reporting.provenance(),
         "seconds": time.perf_counter() - began,
         "ilyas": {n: [_curve(m) for m in ms] for n, ms in curves.items()},
-        "tucker": {n: d.plain()["baselines"] for n, d in parts.items()},
+        "tucker": {n: {b: p["sums"] for b, p in d.plain()["baselines"].items()} for n, d in parts.items()},
         "reparameterization": {"critic": usual, "cosine": unusual},
     }
     reporting.write(
@@ -292,7 +292,7 @@ def draw(
 
     from pglab.lab.figures import DASHES, MARKERS, PALETTE
 
-    figure = Figure(figsize=(11, 3.4), layout="constrained", dpi=130)
+    figure = Figure(figsize=(11.5, 4.2), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     for i, (name, ms) in enumerate(curves.items()):
@@ -304,7 +304,10 @@ def draw(
             )  # fmt: skip
     left.set(xscale="log", ylim=(-0.2, 1.05), xlabel="state-action pairs per gradient", ylabel="mean pairwise cosine")
     left.set_title("Ilyas et al.: agreement grows with the batch", fontsize=8.5, loc="left")
-    left.legend(fontsize=6, frameon=False)
+    ticks = [2048 * 2**k for k in range(6)]
+    left.set_xticks(ticks, [f"{t // 1024}k" for t in ticks])
+    left.minorticks_off()
+    left.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     bars = [(name, b, p) for name, d in parts.items() for b, p in d.baselines.items()]
     for i, (_, _, p) in enumerate(bars):
         shares = np.array([max(0.0, p.sums[k].value) for k in ("tau", "action", "state")])
@@ -317,7 +320,7 @@ def draw(
     middle.set_yticks([-i for i in range(len(bars))], [f"{n.partition(',')[0]}, {b}" for n, b, _ in bars], fontsize=6.5)
     middle.set_xlabel("share of the per-step variance")
     middle.set_title("Tucker et al.: what is left to the action", fontsize=8.5, loc="left")
-    middle.legend(fontsize=6, frameon=False, loc="lower right")
+    middle.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
     everything = [*usual, *unusual]
     for i, r in enumerate(everything):
         value, low, high, _ = r["ratio"]
@@ -330,6 +333,8 @@ def draw(
     right.set_title("Mohamed et al.: usually above 1", fontsize=8.5, loc="left")
     for ax in (left, middle, right):
         ax.tick_params(labelsize=6.5)
+        ax.xaxis.label.set_size(7.5)
+        ax.yaxis.label.set_size(7.5)
         ax.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda file: figure.savefig(file, format="png"))
