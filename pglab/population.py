@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,11 @@ def swept_fields(config: Config) -> dict[str, list[Schedule]]:
     paths = (*SWEPT_PATHS, *(f"estimator.{name}" for name in config.estimator.scheduled))
     found = {path: _field(config, path) for path in paths}
     return {path: values for path, values in found.items() if values}
+
+
+def size_of(config: Config) -> int:
+    """How many members the config's population has."""
+    return len(config.seed_list) * math.prod(len(values) for values in swept_fields(config).values())
 
 
 class Population:

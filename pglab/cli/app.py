@@ -13,8 +13,10 @@ VERBS = {
     "train": "train one config: many seeds (and swept values) at once",
     "compare": "train several variants and write their table and figures",
     "variance": "measure every estimator's gradient at frozen policies: noise, bias, cost",
+    "report": "write one page on any number of runs: curves, scores, noise, settings",
     "evaluate": "play episodes with a trained run on gymnasium's own environment",
     "resume": "go on with an interrupted run or comparison",
+    "board": "look at runs in TensorBoard",
     "check": "hold an estimator, baseline or distribution to exact gradients",
     "list": "show estimators, baselines, environments, configs, settings or runs",
 }
@@ -51,7 +53,9 @@ def run(arguments: list[str]) -> int:
             raise unknown("verb", verb, VERBS)
         return importlib.import_module(f"pglab.cli.{verb}").main(rest)
     except PglabError as error:
-        print(f"pglab: error: {error}", file=sys.stderr)
+        from pglab.tracking.text import visible
+
+        print("\n".join(visible(line) for line in f"pglab: error: {error}".split("\n")), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pglab: interrupted.", file=sys.stderr)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from pglab.cli.app import load_plugins, parser, write_json_file
+
+if TYPE_CHECKING:
+    from pglab.integrations.video import Episode
 
 DESCRIPTION = """\
 Play episodes with every member of a trained run, through stable-baselines3's
@@ -10,6 +17,10 @@ Play episodes with every member of a trained run, through stable-baselines3's
 
   pglab evaluate runs/CartPole-v1-20260101-120000 --episodes 20
   pglab evaluate agent.safetensors --stochastic
+  pglab evaluate runs/CartPole-v1-20260101-120000 --video
+
+--video records episodes as MP4 files (pip install av pygame-ce), --render
+human plays them in a window. These are episodes besides the evaluated ones.
 """
 
 
@@ -20,6 +31,17 @@ def main(arguments: list[str]) -> int:
     p.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the distribution's mode")
     p.add_argument("--seed", type=int, default=0, help="of the environments (default: 0)")
     p.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="plug-ins the run was made with")
+    seen = p.add_mutually_exclusive_group()
+    seen.add_argument(
+        "--video",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="record episodes (default folder: videos, beside the agent)",
+    )
+    seen.add_argument("--render", choices=["human"], help="human: play episodes in a window")
+    p.add_argument("--video-episodes", type=int, metavar="N", help="how many are recorded or shown (default: 1)")
+    p.add_argument("--member", type=int, metavar="N", help="of which member (default: 0)")
     p.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     p.add_argument("--quiet", action="store_true", help="print nothing but errors")
     options = p.parse_args(arguments)
@@ -29,6 +51,12 @@ def main(arguments: list[str]) -> int:
 
     if options.episodes < 1:
         raise PglabError(f"--episodes must be at least 1, not {options.episodes}.")
+    if options.video_episodes is not None and options.video_episodes < 1:
+        raise PglabError(f"--video-episodes must be at least 1, not {options.video_episodes}.")
+    if options.video is None and options.render is None:
+        for name, value in (("--video-episodes", options.video_episodes), ("--member", options.member)):
+            if value is not None:
+                raise PglabError(f"{name} is about what is recorded or shown: give --video or --render human as well.")
 
     import numpy as np
 
@@ -37,6 +65,7 @@ def main(arguments: list[str]) -> int:
     from pglab.lab.statistics import iqm, stratified_bootstrap_interval
 
     file = agent_file(options.run)
+    seen_episodes = _look(options, file)  # first, so that what cannot be rendered is said before the long part
     found = evaluate_run(file, options.episodes, not options.stochastic, options.seed)
     returns = np.array([row["returns"] for row in found])  # [P, E]
     scores = returns.mean(1)
@@ -50,6 +79,8 @@ def main(arguments: list[str]) -> int:
         "worst": float(scores.min()),
         "members": found,
     }
+    if options.video is not None:
+        summary["videos"] = [{"file": str(e.path), "steps": e.steps, "return": e.return_} for e in seen_episodes]
     write_json_file(options.json, summary)
     if not options.quiet:
         from rich.console import Console
@@ -72,4 +103,20 @@ def main(arguments: list[str]) -> int:
             f"{member_count(file)} members.",
             markup=False,
         )
+        for episode in seen_episodes:
+            what = "Shown" if episode.path is None else f"Video: {episode.path}"
+            console.print(f"{what} ({episode.steps} steps, return {episode.return_:.1f})", markup=False, soft_wrap=True)
     return 0
+
+
+def _look(options: argparse.Namespace, file: Path) -> list[Episode]:
+    """Record or show what the options ask for."""
+    if options.video is None and options.render is None:
+        return []
+    from pglab.integrations.video import record, show
+
+    member, episodes = options.member or 0, options.video_episodes or 1
+    if options.render is not None:
+        return show(file, member, episodes, not options.stochastic, options.seed)
+    folder = options.video or file.parent / "videos"
+    return record(file, folder, member, episodes, not options.stochastic, options.seed)

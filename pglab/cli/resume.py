@@ -32,12 +32,18 @@ def main(arguments: list[str]) -> int:
         write_json_file(options.json, {"folder": str(folder), **compared.results()})
         return show_compared(compared, options.quiet)
 
-    from pglab.cli.showing import show_trained, watcher_on
-    from pglab.tracking import MultiProgress
+    from pglab.cli.showing import expect, show_trained, watcher_on
+    from pglab.config import Config
+    from pglab.tracking import MultiProgress, RunFolder
     from pglab.training import resume
 
+    run = RunFolder.open(folder)
+    config = Config.read(run.config(), where=str(run.config_path))
+
     with MultiProgress(quiet=options.quiet) as progress:
+        expect(progress, folder.name, config)
         trained = resume(folder, watcher_on(progress, folder.name))
+        progress.end(folder.name, "done" if trained.finished else "stopped")
     write_json_file(options.json, {"folder": str(folder), **trained.results()})
     if not options.quiet:
         show_trained(trained, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import textwrap
 from pathlib import Path
@@ -14,8 +13,9 @@ from pglab.config import BpttConfig, Config, EvolutionConfig
 from pglab.lab.comparison import CAPTION, cells, columns_of
 from pglab.lab.statistics import iqm, stratified_bootstrap_interval
 from pglab.lab.tables import Column, rich_table
-from pglab.population import swept_fields
+from pglab.population import size_of
 from pglab.tracking import MultiProgress
+from pglab.tracking.text import visible
 from pglab.training import Trained
 from pglab.watching import Watcher
 
@@ -27,12 +27,16 @@ def watcher_on(progress: MultiProgress, title: str) -> Watcher:
     )
 
 
+def expect(progress: MultiProgress, title: str, config: Config) -> None:
+    """Announce the run of a config, to be shown as the row `title`."""
+    progress.expect({title: (config.total_steps * size_of(config), len(config.seed_list))})
+
+
 def opening(config: Config) -> str:
     """What will be trained, in a line for whoever starts it."""
-    e, seeds = config.env, len(config.seed_list)
-    members = seeds * math.prod(len(values) for values in swept_fields(config).values())
+    e = config.env
     return (
-        f"{e.id}: {members} members x {e.num_envs} environments, {config.total_steps:,} steps each; "
+        f"{e.id}: {size_of(config)} members x {e.num_envs} environments, {config.total_steps:,} steps each; "
         f"agent {config.agent.name}, estimator {estimator_of(config)}, baseline {config.baseline.name}."
     )
 
@@ -98,7 +102,7 @@ def show_compared(compared: Compared, quiet: bool) -> int:
             rows = [row for row in compared.rows if row.group == name]
             if rows:
                 shown = [cells(row) for row in rows]
-                console.print(rich_table(shown, columns_of(rows), title=group.title or name))
+                console.print(rich_table(shown, columns_of(rows), title=visible(group.title or name)))
         if compared.rows:
             console.print(
                 f"{textwrap.fill(CAPTION, 79)}\n\n"
@@ -108,7 +112,8 @@ def show_compared(compared: Compared, quiet: bool) -> int:
                 soft_wrap=True,
             )
     for key, message in compared.failed.items():
-        print(f"pglab: error: variant {key}: {message.strip()}", file=sys.stderr)
+        said = visible(message.strip(), keep="\n")
+        print(f"pglab: error: variant {key}: {said}", file=sys.stderr)
     if compared.stopped:
         print(f"Stopped. Go on with: pglab resume {compared.folder}", file=sys.stderr)
         return 130

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         data["plugins"] = options.plugin
     config = Config.read(data)
 
-    from pglab.cli.showing import opening, show_trained, watcher_on
+    from pglab.cli.showing import expect, opening, show_trained, watcher_on
     from pglab.tracking import MultiProgress, unique_run_path
     from pglab.training import train
 
@@ -47,9 +47,11 @@ def main(arguments: list[str]) -> int:
     try:
         with MultiProgress(quiet=options.quiet) as progress:
             watcher = watcher_on(progress, title)
+            expect(progress, title, config)
             if not options.quiet:
                 progress.note(opening(config))
             trained = train(config, folder, shlex.join(["pglab", "train", *arguments]), watcher)
+            progress.end(title, "done" if trained.finished else "stopped")
     except BaseException:
         _remove_if_empty(folder)
         raise

@@ -8,17 +8,23 @@ from typing import Any
 import numpy as np
 
 from pglab.agent import load_agent, member_count
+from pglab.config import EnvironmentConfig
 
 PARALLEL = 20  # environments played at the same time
 
 
-def _single_id(env_id: str) -> str:
-    """Gymnasium's id of one such environment: its own where it has a twin, else the torch-native one's."""
+def single_environment(e: EnvironmentConfig) -> tuple[str, dict[str, Any]]:
+    """What `gymnasium.make` takes to make one environment of a config: the id and the keyword arguments.
+
+    The id is gymnasium's own where it has a twin of a torch-native environment, else the torch-native one's.
+    """
     import gymnasium
     from pglab_envs.registry import TORCH_ENVS
 
-    bare = env_id.removeprefix("pglab/")
-    return TORCH_ENVS[bare].id if bare in TORCH_ENVS and bare not in gymnasium.registry else bare
+    bare = e.id.removeprefix("pglab/")
+    env_id = TORCH_ENVS[bare].id if bare in TORCH_ENVS and bare not in gymnasium.registry else bare
+    limit: dict[str, Any] = {} if e.max_episode_steps is None else {"max_episode_steps": e.max_episode_steps}
+    return env_id, {**e.kwargs, **limit}
 
 
 def evaluate_run(path: str | Path, episodes: int, deterministic: bool, seed: int) -> list[dict[str, Any]]:
@@ -33,11 +39,8 @@ def evaluate_run(path: str | Path, episodes: int, deterministic: bool, seed: int
     rows = []
     for member in range(member_count(path)):
         agent = load_agent(path, member)
-        e = agent.config.env
-        kwargs: dict[str, Any] = dict(e.kwargs)
-        if e.max_episode_steps is not None:
-            kwargs["max_episode_steps"] = e.max_episode_steps
-        env = make_vec_env(_single_id(e.id), n_envs=min(PARALLEL, episodes), seed=seed, env_kwargs=kwargs)
+        env_id, kwargs = single_environment(agent.config.env)
+        env = make_vec_env(env_id, n_envs=min(PARALLEL, episodes), seed=seed, env_kwargs=kwargs)
         try:
             played, _ = evaluate_policy(
                 agent,

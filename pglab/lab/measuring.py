@@ -133,6 +133,17 @@ class Measurement:
     def __iter__(self) -> Any:
         return iter(self.measured)
 
+    def to_pandas(self) -> Any:
+        """Every statistic, a row per subject and pair; PglabError where pandas is not installed."""
+        from pglab.reporting.notebook import frame, measured_rows
+
+        return frame(measured_rows(self))
+
+    def _repr_html_(self) -> str:
+        from pglab.reporting.notebook import measured_html
+
+        return measured_html(self)
+
 
 def measure(
     source: str | Path | Config | dict[str, Any] | Sequence[Subject],

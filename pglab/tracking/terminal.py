@@ -1,94 +1,68 @@
-"""Progress in the terminal: live rows where there is a terminal, plain lines now and then where there is none."""
+"""Progress in the terminal: a live dashboard where there is a terminal, plain lines now and then where there is none."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
+from pglab.tracking.rows import Row
+from pglab.tracking.text import BLOCKS, can_show, visible
+
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.live import Live
+
+    from pglab.tracking.dashboard import Dashboard
 
 PLAIN_INTERVAL = 5.0  # seconds between the plain lines of one task
-LIVE_INTERVAL = 0.2  # seconds between redraws
-
-
-@dataclass
-class Row:
-    """One task: where it is, how fast, and how well it does."""
-
-    title: str
-    total: int
-    first_step: int | None = None  # a resumed run does not start at 0
-    first_time: float = 0.0
-    step: int = 0
-    rate: float | None = None  # steps per second
-    return_: float | None = None
-    printed: float = -math.inf  # when its last plain line was printed
-    printed_step: int = -1
-
-    def update(self, step: int, return_: float | None, rate: float | None, now: float) -> None:
-        if self.first_step is None:
-            self.first_step, self.first_time = step, now
-        self.step = step
-        if rate is not None:
-            self.rate = rate
-        elif now > self.first_time and step > self.first_step:
-            self.rate = (step - self.first_step) / (now - self.first_time)
-        if return_ is not None:
-            self.return_ = return_
-
-    @property
-    def parts(self) -> list[str]:
-        """Steps per second, time left and return, as far as they are known."""
-        parts = []
-        if self.rate is not None and math.isfinite(self.rate):
-            parts.append(f"{self.rate:,.0f} steps/s")
-            if self.rate > 0 and self.step < self.total:
-                parts.append(f"{clock_time((self.total - self.step) / self.rate)} left")
-        if self.return_ is not None and not math.isnan(self.return_):
-            parts.append(f"return {self.return_:.1f}" if abs(self.return_) < 1e5 else f"return {self.return_:.3g}")
-        return parts
-
-    @property
-    def line(self) -> str:
-        return "  ".join([f"[{self.title}] {self.step:,}/{self.total:,} steps", *self.parts])
-
-
-def clock_time(seconds: float) -> str:
-    """`0:12`, `12:05` or `1:02:03`."""
-    minutes, second = divmod(math.ceil(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+LIVE_INTERVAL = 0.25  # seconds between redraws
 
 
 class MultiProgress:
     """One row per task, added when its key is first seen. Nothing is shown when `quiet`, not even notes.
 
+    Where the stream is a terminal, the rows are a dashboard that is redrawn in place; a dumb one (`TERM=dumb`) and
+    anything else get plain lines. Control characters in keys and notes are shown as their escapes.
+
     Args:
         stream: where to write (default: stderr, so that a command's output can be piped).
         clock: seconds, for tests.
+        console: draws the dashboard (default: one on `stream`, which honours NO_COLOR).
     """
 
     def __init__(
-        self, quiet: bool = False, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        console: Console | None = None,
     ) -> None:
         self.quiet = quiet
         self.stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._rows: dict[str, Row] = {}
-        self._tasks: dict[str, TaskID] = {}
         self._drawn = -math.inf
-        self._live: RichProgress | None = None
+        self._stale = False
+        self._live: Live | None = None
         self._console: Console | None = None
-        if not quiet and self.stream.isatty():
-            self._open_live()
+        self._dashboard: Dashboard | None = None
+        if not quiet and (console is not None or self.stream.isatty()):
+            self._open_live(console)
+
+    def expect(self, tasks: Mapping[str, tuple[int, int]]) -> None:
+        """Announce tasks that may begin later.
+
+        Args:
+            tasks: key -> (steps of all its stages together, number of seeds). A task whose steps begin anew at 0 is in
+                its next stage.
+        """
+        if self._live is not None:
+            self._rows |= {key: Row(key, total, seeds, expected=total) for key, (total, seeds) in tasks.items()}
+            self._redraw()
 
     def update(
         self,
@@ -105,36 +79,49 @@ class MultiProgress:
             return_: its latest return; NaN or None where there is none yet.
             steps_per_second: measured from the updates themselves where not given.
         """
-        now = self._clock()
-        row = self._rows.setdefault(key, Row(key, total))
-        row.total = total
-        row.update(step, return_, steps_per_second, now)
         if self.quiet:
             return
+        now = self._clock()
+        row = self._rows.setdefault(key, Row(key, total))
+        row.update(step, total, return_, steps_per_second, now)
         if self._live is not None:
-            self._redraw(key, row, now)
+            if return_ is not None:
+                row.course.add(return_)
+            self._redraw()
         elif now - row.printed >= PLAIN_INTERVAL:
             self._print(row, now)
+
+    def end(self, key: str, state: str) -> None:
+        """Task `key` is over: `done`, `stopped` or `failed`."""
+        if key in self._rows:
+            self._rows[key].state = state
+            self._redraw()
+
+    def refresh(self) -> None:
+        """Draw what came too soon after the last time to be drawn: for whoever waits for news."""
+        if self._stale:
+            self._redraw()
 
     def note(self, text: str) -> None:
         """A line of its own, above the rows where they are live."""
         if self.quiet:
             return
+        text = visible(text, keep="\n")
         if self._console is not None:
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(text, markup=False, highlight=False, emoji=False)
         else:
             print(text, file=self.stream, flush=True)
 
     def close(self) -> None:
         """Show the last state of every row and leave the terminal as it was. Safe to call twice."""
-        if self._live is not None:
-            self._live.refresh()
-            self._live.stop()
+        if self._live is not None and self._dashboard is not None:
+            self._dashboard.whole = True
+            self._live.stop()  # draws once more
         elif not self.quiet:
             for row in self._rows.values():
-                if row.printed_step != row.step:
+                if row.first_step is not None and row.printed_step != row.step:
                     self._print(row, self._clock())
-        self._live, self._console, self.quiet = None, None, True
+        self._live, self._console, self.quiet, self._stale = None, None, True, False
 
     def __enter__(self) -> Self:
         return self
@@ -146,40 +133,33 @@ class MultiProgress:
         row.printed, row.printed_step = now, row.step
         print(row.line, file=self.stream, flush=True)
 
-    def _open_live(self) -> None:
+    def _open_live(self, console: Console | None) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-        from rich.table import Column
+        from rich.live import Live
 
-        console = Console(file=self.stream)
-        if console.is_dumb_terminal:
+        from pglab.tracking.dashboard import Dashboard
+
+        if console is None:
+            console = Console(file=self.stream)
+        if not console.is_terminal or console.is_dumb_terminal:
             return
         self._console = console
-        self._live = Progress(
-            TextColumn("{task.description}", markup=False, table_column=Column(overflow="ellipsis", no_wrap=True)),
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[rest]}", markup=False, table_column=Column(overflow="ellipsis", no_wrap=True)),
+        self._dashboard = Dashboard(self._rows, can_show(BLOCKS, console.encoding))
+        self._live = Live(
+            self._dashboard,
             console=console,
             auto_refresh=False,  # redrawn from `update`: no thread beside the training
+            # What others print goes above the dashboard; but not from a pipe into the terminal.
+            redirect_stdout=sys.stdout.isatty(),
         )
         self._live.start()
 
-    def _redraw(self, key: str, row: Row, now: float) -> None:
-        assert self._live is not None
-        rest = "  ".join([f"{short_count(row.step)}/{short_count(row.total)}", *row.parts])
-        if key not in self._tasks:
-            self._tasks[key] = self._live.add_task(row.title, total=row.total, rest=rest)
-        # A task of no steps is complete from the start; rich would draw it as one that knows no end.
-        completed, total = (row.step, row.total) if row.total > 0 else (1, 1)
-        self._live.update(self._tasks[key], completed=completed, total=total, rest=rest)
-        if now - self._drawn >= LIVE_INTERVAL:
+    def _redraw(self) -> None:
+        """Draw the dashboard, unless that was done just before."""
+        if self._live is None:
+            return
+        now = self._clock()
+        self._stale = now - self._drawn < LIVE_INTERVAL
+        if not self._stale:
             self._drawn = now
             self._live.refresh()
-
-
-def short_count(count: int) -> str:
-    """`950`, `120k` or `1.5M`: a count of steps in few characters."""
-    for size, unit in ((1_000_000, "M"), (1_000, "k")):
-        if count >= size:
-            return f"{count / size:.1f}".removesuffix(".0") + unit
-    return str(count)
