@@ -8,14 +8,16 @@ from typing import Any
 from pglab.cli.app import load_plugins, parser, write_json_file
 from pglab.errors import unknown
 
-KINDS = ("estimators", "baselines", "environments", "configs", "settings", "runs")
+KINDS = ("estimators", "baselines", "environments", "configs", "settings", "schema", "runs")
 DESCRIPTION = """\
 Show what there is: estimators (what they need, serve, and whether they are
 unbiased), baselines, torch-native environments, shipped configs, all settings
-with their defaults, or the runs in a folder.
+with their defaults, the JSON Schema of config files for editors, or the runs in
+a folder.
 
   pglab list estimators
   pglab list settings
+  pglab list schema
 """
 
 
@@ -28,6 +30,12 @@ def main(arguments: list[str]) -> int:
     p.add_argument("--quiet", action="store_true", help="print nothing but errors")
     options = p.parse_args(arguments)
     load_plugins(options.plugin)
+    if options.what == "schema":
+        found = _schema()
+        write_json_file(options.json, found)
+        if not options.quiet:
+            print(json.dumps(found, indent=1, ensure_ascii=False))
+        return 0
     makers = {
         "estimators": _estimators,
         "baselines": _baselines,
@@ -37,7 +45,7 @@ def main(arguments: list[str]) -> int:
         "runs": lambda: _runs(options.runs),
     }
     if options.what not in makers:
-        raise unknown("list", options.what, makers)
+        raise unknown("list", options.what, KINDS)
     rows = makers[options.what]()
     write_json_file(options.json, rows)
     if not options.quiet:
@@ -54,6 +62,12 @@ def main(arguments: list[str]) -> int:
         else:
             print(f"No {options.what} found.")
     return 0
+
+
+def _schema() -> dict[str, Any]:
+    from pglab.schema import schema
+
+    return schema()
 
 
 def _estimators() -> list[dict[str, Any]]:
