@@ -29,8 +29,11 @@ from pglab.lab.comparison import (
 )
 from pglab.population import swept_fields
 from pglab.shipped import comparison_file
-from pglab.tracking import RunFolder, unique_run_path
+from pglab.tracking import RunFolder, opening, unique_run_path
+from pglab.tracking.comparison_events import write_comparison
 from pglab.tracking.files import write_json, write_text, write_yaml
+from pglab.tracking.layout import default_layout
+from pglab.tracking.markdown import fenced
 from pglab.tracking.terminal import MultiProgress
 
 
@@ -56,6 +59,17 @@ class Compared:
             "failed": self.failed,
             "stopped": self.stopped,
         }
+
+    def to_pandas(self) -> Any:
+        """The table, a row per finished variant; PglabError where pandas is not installed."""
+        from pglab.reporting.notebook import compared_rows, frame
+
+        return frame(compared_rows(self))
+
+    def _repr_html_(self) -> str:
+        from pglab.reporting.notebook import compared_html
+
+        return compared_html(self)
 
 
 def read_comparison(source: str | Path | dict[str, Any]) -> ComparisonConfig:
@@ -110,7 +124,11 @@ def compare(
     kept = {name: group for name, group in groups.items() if group["variants"]}
     resolved = {**comparison.model_dump(), "groups": kept, "tune": grid}
     write_yaml(folder / "comparison.yaml", resolved)
-    jobs = [Job(v.key, v.data, str(folder / v.group / v.name), said, list(plugins), tune=dict(grid)) for v in variants]
+    fields = opening.columns({(v.group, v.name): v.config() for v in variants}, tuple(grid))
+    jobs = [
+        Job(v.key, v.data, str(folder / v.group / v.name), said, list(plugins), tune=dict(grid), fields=fields)
+        for v in variants
+    ]
     return _finish(folder, ComparisonConfig.read(resolved, "comparison"), variants, jobs, workers, quiet)
 
 
@@ -139,6 +157,7 @@ def resume_comparison(folder: Path, workers: int = 1, quiet: bool = False, plugi
     """Go on with the variants of a comparison folder that have not come to their end."""
     comparison = read_comparison(folder / "comparison.yaml")
     variants = variants_of(comparison, [], [])
+    fields = opening.columns({(v.group, v.name): v.config() for v in variants}, tuple(comparison.tune))
     jobs = []
     for v in variants:
         path = folder / v.group / v.name
@@ -148,13 +167,14 @@ def resume_comparison(folder: Path, workers: int = 1, quiet: bool = False, plugi
         command = f"pglab resume {shlex.quote(str(folder))}"
         if not started and path.is_dir():
             RunFolder.discard(path)
-        jobs.append(Job(v.key, v.data, str(path), command, list(plugins), started, dict(comparison.tune)))
+        jobs.append(Job(v.key, v.data, str(path), command, list(plugins), started, dict(comparison.tune), fields))
     return _finish(folder, comparison, variants, jobs, workers, quiet)
 
 
 def _finish(
     folder: Path, comparison: ComparisonConfig, variants: list[Variant], jobs: list[Job], workers: int, quiet: bool
 ) -> Compared:
+    _show_on_tensorboard(folder, variants)
     # The longest first, so that no worker is left alone with one at the end.
     ordered = sorted(jobs, key=lambda job: -_work(Config.read(job.data)))
     with MultiProgress(quiet=quiet) as progress:
@@ -172,9 +192,21 @@ def _finish(
     compared = Compared(folder, rows, failed, stopped, comparison)
     write_json(folder / "results.json", compared.results())
     if rows:
-        write_text(folder / "table.md", markdown(compared))
-        figures(compared, variants, results)
+        table = markdown(compared)
+        write_text(folder / "table.md", table)
+        drawn = figures(compared, variants, results)
+        _show_on_tensorboard(folder, variants, {"table": table}, drawn)
     return compared
+
+
+def _show_on_tensorboard(
+    folder: Path, variants: Sequence[Variant], texts: dict[str, str] | None = None, drawn: Sequence[Path] = ()
+) -> None:
+    """Write the comparison's own TensorBoard run: first without its results, then with them."""
+    configs = [variant.config() for variant in variants]
+    probed, measured = any(c.probe.every for c in configs), any(c.measurement.at for c in configs)
+    said = {"comparison": fenced((folder / "comparison.yaml").read_text("utf-8"), "yaml"), **(texts or {})}
+    write_comparison(folder, default_layout(probed, measured), said, drawn)
 
 
 def _work(config: Config) -> float:
@@ -194,8 +226,8 @@ def markdown(compared: Compared) -> str:
     return "\n".join([*parts, f"{CAPTION}\n"])
 
 
-def figures(compared: Compared, variants: Sequence[Variant], results: dict[str, dict[str, Any]]) -> None:
-    """Write `learning_curves.png` and, where noise was measured, `gradient_variance.png` into the folder."""
+def figures(compared: Compared, variants: Sequence[Variant], results: dict[str, dict[str, Any]]) -> list[Path]:
+    """Write `learning_curves.png` and, where noise was measured, `gradient_variance.png` into the folder; the paths."""
     from pglab.lab.figures import gradient_variance, learning_curves
 
     curves: dict[str, dict[str, Any]] = {}
@@ -210,6 +242,9 @@ def figures(compared: Compared, variants: Sequence[Variant], results: dict[str, 
         records = [{"stage": m["stage"], "step": m["step"], **pooled_nsr(m)} for m in results[v.key]["measurements"]]
         if records:
             noise.setdefault(title, {})[v.name] = records
-    learning_curves(curves, compared.folder / "learning_curves.png", compared.comparison.threshold)
+    paths = [compared.folder / "learning_curves.png"]
+    learning_curves(curves, paths[0], compared.comparison.threshold)
     if noise:
-        gradient_variance(noise, compared.folder / "gradient_variance.png")
+        paths.append(compared.folder / "gradient_variance.png")
+        gradient_variance(noise, paths[1])
+    return paths

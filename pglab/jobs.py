@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import queue
 import signal
@@ -16,7 +17,8 @@ import numpy as np
 from pglab.config import Config, override
 from pglab.errors import PglabError
 from pglab.lab.statistics import iqm
-from pglab.population import swept_fields
+from pglab.population import size_of, swept_fields
+from pglab.tracking.hparams import Field
 from pglab.tracking.terminal import MultiProgress
 
 TUNING_SEEDS = 10_000  # tuning takes seeds from here on, so that no reported seed was tuned on
@@ -33,6 +35,7 @@ class Job:
     plugins: list[str]
     resume: bool = False
     tune: dict[str, list[float]] = field(default_factory=dict)
+    fields: tuple[Field, ...] = ()
 
 
 Report = Callable[[tuple[Any, ...]], None]
@@ -41,6 +44,7 @@ Report = Callable[[tuple[Any, ...]], None]
 def run_job(job: Job, report: Report, stop: Callable[[], bool] = lambda: False) -> str:
     """Train one variant (after tuning it, where a grid is given) and write its folder. Returns `done` or `stopped`."""
     from pglab.registry import load_installed_plugins, load_plugin
+    from pglab.tracking.opening import Part
     from pglab.training import resume, train
     from pglab.watching import Watcher
 
@@ -62,7 +66,9 @@ def run_job(job: Job, report: Report, stop: Callable[[], bool] = lambda: False) 
             return "stopped"
         data, chosen = found
         tuned = {"chosen": chosen, "grid": job.tune}
-    trained = train(data, job.folder, job.command, watcher, tuned=tuned)
+    group, _, variant = job.key.partition("/")
+    part = Part(group, variant, job.fields) if job.fields else None
+    trained = train(data, job.folder, job.command, watcher, tuned=tuned, part=part)
     return "done" if trained.finished else "stopped"
 
 
@@ -117,6 +123,14 @@ def work(jobs: Any, reports: Any, stop: Any) -> None:
             reports.put(("ended", job.key, "failed", traceback.format_exc()))
 
 
+def expected(job: Job) -> tuple[int, int]:
+    """The steps that a job reports, of all members and of its tuning too, and its number of seeds."""
+    config = Config.read(job.data)
+    steps = config.total_steps * size_of(config)
+    settings = 0 if job.resume or not job.tune else math.prod(len(values) for values in job.tune.values())
+    return steps * (1 + settings), len(config.seed_list)
+
+
 Ended = dict[str, tuple[str, str]]
 """Key -> (`done`, `stopped` or `failed`, message)."""
 
@@ -134,9 +148,11 @@ def run_jobs(jobs: Sequence[Job], workers: int, progress: MultiProgress) -> Ende
             progress.note(f"[{key}] {rest[0]}")
         else:
             ended[key] = (rest[0], rest[1])
+            progress.end(key, rest[0])
             if rest[0] == "failed":
                 progress.note(f"[{key}] failed: {rest[1].strip().splitlines()[-1]}")
 
+    progress.expect({job.key: expected(job) for job in jobs})
     if workers <= 1 or len(jobs) <= 1:
         _one_by_one(jobs, report, ended)
     else:
@@ -179,6 +195,7 @@ def _side_by_side(jobs: Sequence[Job], workers: int, report: Report, ended: Ende
                     progress.note("Interrupted: the running variants save and stop (Ctrl-C again to give up).")
                 with contextlib.suppress(queue.Empty):
                     report(reports.get(timeout=0.2))
+                progress.refresh()
         with contextlib.suppress(queue.Empty):
             while True:
                 report(reports.get(timeout=0.05))

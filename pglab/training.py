@@ -28,11 +28,12 @@ from pglab.lab.variance import measure
 from pglab.population import Population
 from pglab.rollout import episode_sums
 from pglab.stages import FINAL, Look, Stages
-from pglab.tracking import MemberLabel, RunFolder, Tracker
+from pglab.tracking import MemberLabel, RunFolder, Tracker, opening
 from pglab.tracking.files import write_json
 from pglab.watching import DeferredInterrupt, Watcher
 
 STAGES = {0.0: "start", 0.5: "middle", 1.0: "end"}
+HISTOGRAMS = ("policy/importance_weights",)  # metrics of many values per member, [P, K]
 
 
 @dataclass
@@ -62,6 +63,17 @@ class Trained:
             "finished": self.finished,
         }
 
+    def to_pandas(self) -> Any:
+        """Evaluations, a row per member and evaluation; PglabError where pandas is not installed."""
+        from pglab.reporting.notebook import frame, trained_rows
+
+        return frame(trained_rows(self))
+
+    def _repr_html_(self) -> str:
+        from pglab.reporting.notebook import trained_html
+
+        return trained_html(self)
+
 
 class Trainer:
     """One population from its first update to its last."""
@@ -87,6 +99,7 @@ class Trainer:
             f"{threads} torch thread{'s' if threads > 1 else ''} ({rows:,} rows an update)."
         )
         self.tracker: Tracker | None = None
+        self.part: opening.Part | None = None
         self.steps = np.zeros(members, dtype=np.int64)
         self.running = torch.zeros(members, config.env.num_envs, device=self.device)
         self.finished_sum = torch.zeros(3, members, device=self.device)  # returns, lengths, episodes since the last log
@@ -96,6 +109,7 @@ class Trainer:
         self.measurements: list[dict[str, Any]] = []
         self.logged = 0
         self.finished = False  # the last evaluation is done
+        self._opened = False  # the event files have their beginning, as those of every checkpoint do
         self._consistent = True  # between two updates: what is saved now can be gone on from
         self.seconds = {"total": 0.0, "evaluation": 0.0, "measurement": 0.0, "probe": 0.0}
 
@@ -175,6 +189,7 @@ class Trainer:
             )
             self.agent.begin_again(resumed)
             self.running = self.running * ~resumed.lost
+        self._opened = True
         if self.folder is not None:
             Tracker.cut_back(self.folder, tree["positions"])
 
@@ -186,9 +201,8 @@ class Trainer:
         if self.folder is not None:
             labels = [MemberLabel(m.seed, m.overrides) for m in self.population.members]
             self.tracker = Tracker(self.folder, labels)
-            if not self.logged and not self.agent_counter:
-                self.tracker.layout()
-                self.tracker.text("config", f"```yaml\n{_yaml(config.plain())}\n```")
+            if not self._opened:
+                opening.begin(self.tracker, config, self.population, self.part)
         earlier, began = dict(self.seconds), time.perf_counter()
         self._clock, self._clock_steps = began, int(self.steps.sum())
         try:
@@ -208,6 +222,8 @@ class Trainer:
                 if not self.finished:
                     self._consistent = False
                     self._look()
+                    if self.tracker is not None:
+                        self.tracker.end()
                     self._consistent = self.finished = True
         except KeyboardInterrupt:
             self.watcher.note(
@@ -293,13 +309,14 @@ class Trainer:
         values["charts/progress"] = np.array(self.agent.progress)
         with torch.no_grad():
             found = {tag: value() if callable(value) else value for tag, value in metrics.items()}
+        histograms = {tag: found.pop(tag) for tag in HISTOGRAMS if tag in found}
         values |= found
         self._check_finite(found)
         if self.probe is not None:
             values |= self.probe.take()
         step = int(self.steps.mean())
         if self.tracker is not None:
-            self.tracker.log(step, values)
+            self.tracker.log(step, values, histograms=histograms)
             self.tracker.flush()
         recent = values["charts/episodic_return"]
         shown = float(iqm(recent[~np.isnan(recent)])) if (~np.isnan(recent)).any() else None
@@ -372,18 +389,13 @@ class Trainer:
             self.tracker.log(step, {f"gradient/{names.get(k, k)}": np.array(v) for k, v in found.items()})
 
 
-def _yaml(value: dict[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(value, sort_keys=False).rstrip()
-
-
 def train(
     config: Config | dict[str, Any],
     folder: str | Path | None = None,
     command: str | Sequence[str] = "python",
     watcher: Watcher | None = None,
     tuned: dict[str, Any] | None = None,
+    part: opening.Part | None = None,
 ) -> Trained:
     """Train a population.
 
@@ -393,12 +405,14 @@ def train(
         command: recorded in the folder.
         watcher: who is told how far it is.
         tuned: how settings were tuned before, kept with the results.
+        part: what the run is of a comparison.
 
     Raises:
         PglabError: for any mistake in the config, or when the disk refuses.
     """
     config = Config.read(config)
     trainer = Trainer(config, None, watcher)
+    trainer.part = part
     if folder is not None:
         plain = config.plain()
         # What was chosen once is kept, so that a resumed run goes on the same way.

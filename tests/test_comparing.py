@@ -131,7 +131,7 @@ def test_tensorboards_own_endpoints_give_back_layout_scalars_and_a_run_per_varia
             for v in ("monte_carlo/none", "monte_carlo/leave_one_out", "critic/enumeration")
             for m in ("seed100", "seed101", "aggregate")
         }
-        assert set(runs) == wanted
+        assert set(runs) == {*wanted, "tensorboard/comparison"}
         tags = get("plugin/scalars/tags")
         for run in wanted:
             assert {"charts/episodic_return", "eval/return", "losses/policy_loss", "gradient/nsr"} <= set(tags[run])

@@ -329,10 +329,20 @@ class OnPolicyAgent(Agent):
         frozen = distribution.detach()
         if self.config.estimator.learns:
             self._used = (frozen, prepared.draw, self._with_critic(prepared), prepared.value_weight)
-        return {
+        metrics: Metrics = {
             "losses/policy_loss": lambda: -(value * prepared.weight).sum((0, 2)),
             "policy/entropy": lambda: (entropy(frozen, prepared.noise) * prepared.value_weight).sum((0, 2)),
         }
+        behaviour = prepared.signal.behaviour_log_prob
+        if behaviour is not None:
+
+            def importance_weights() -> Tensor:
+                """`[P, T*N]`, NaN where a row is no step."""
+                ratio = torch.exp(frozen.log_prob(prepared.draw.action).sum(-1) - behaviour)
+                return torch.where(prepared.batch.valid, ratio, torch.nan).transpose(0, 1).flatten(1)
+
+            metrics["policy/importance_weights"] = importance_weights
+        return metrics
 
     def _subtract(self, prepared: Prepared) -> None:
         """Take b x grad S(1) from `.grad`, for a baseline that is a coefficient b per parameter."""

@@ -18,7 +18,7 @@ VERBS = {
     "resume": "go on with an interrupted run or comparison",
     "board": "look at runs in TensorBoard",
     "check": "hold an estimator, baseline or distribution to exact gradients",
-    "list": "show estimators, baselines, environments, configs, settings or runs",
+    "list": "show estimators, baselines, environments, configs, settings, the schema or runs",
 }
 
 HELP = """\

@@ -15,7 +15,7 @@ from pydantic import ValidationError, model_validator
 
 from pglab.config import Config, merge, override
 from pglab.errors import PglabError, unknown
-from pglab.lab.statistics import iqm, steps_to_threshold, stratified_bootstrap_interval
+from pglab.lab.statistics import iqm, pooled_nsr, steps_to_threshold, stratified_bootstrap_interval
 from pglab.lab.tables import Column
 from pglab.population import swept_fields
 from pglab.registry import Strict, first_error
@@ -160,24 +160,6 @@ def curve_of(results: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     evaluations = results["evaluations"]
     steps = np.array([np.mean(e["steps"]) for e in evaluations])
     return steps, np.array([np.mean(e["returns"], axis=1) for e in evaluations])
-
-
-def pooled_nsr(measurement: Mapping[str, Any]) -> dict[str, float]:
-    """The seeds' noise-to-signal ratios as one: mean trace variance / mean squared norm over seeds, so that a seed whose
-    signal is not told from zero does not decide it; the interval is the bootstrap over seeds of that ratio."""
-    trace = np.asarray(measurement["trace_variance"], dtype=np.float64)  # [P]
-    signal = np.asarray(measurement["squared_norm"], dtype=np.float64)
-    rng = np.random.default_rng(np.random.SeedSequence(0))
-    index = rng.integers(len(trace), size=(2000, len(trace)))
-
-    def ratio(t: np.ndarray, s: np.ndarray) -> np.ndarray:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(s > 0, t / s, np.inf)
-
-    drawn = np.sort(ratio(trace[index].mean(1), signal[index].mean(1)))
-    low, high = drawn[round(0.025 * (len(drawn) - 1))], drawn[round(0.975 * (len(drawn) - 1))]
-    point = ratio(trace.mean(keepdims=True), signal.mean(keepdims=True))[0]
-    return {"nsr": float(point), "low": float(low), "high": float(high), "trace_variance": float(trace.mean())}
 
 
 COLUMNS = (

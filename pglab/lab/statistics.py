@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -102,3 +102,21 @@ def steps_to_threshold(steps: ArrayLike, returns: ArrayLike, threshold: float) -
     if len(steps) == 0:
         return np.full(reached.shape[1:], np.inf)
     return np.where(reached.any(axis=0), steps[reached.argmax(axis=0)], np.inf)
+
+
+def pooled_nsr(measurement: Mapping[str, Any]) -> dict[str, float]:
+    """The seeds' noise-to-signal ratios as one: mean trace variance / mean squared norm over seeds, so that a seed whose
+    signal is not told from zero does not decide it; the interval is the bootstrap over seeds of that ratio."""
+    trace = np.asarray(measurement["trace_variance"], dtype=np.float64)  # [P]
+    signal = np.asarray(measurement["squared_norm"], dtype=np.float64)
+    rng = np.random.default_rng(np.random.SeedSequence(0))
+    index = rng.integers(len(trace), size=(2000, len(trace)))
+
+    def ratio(t: np.ndarray, s: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(s > 0, t / s, np.inf)
+
+    drawn = np.sort(ratio(trace[index].mean(1), signal[index].mean(1)))
+    low, high = drawn[round(0.025 * (len(drawn) - 1))], drawn[round(0.975 * (len(drawn) - 1))]
+    point = ratio(trace.mean(keepdims=True), signal.mean(keepdims=True))[0]
+    return {"nsr": float(point), "low": float(low), "high": float(high), "trace_variance": float(trace.mean())}

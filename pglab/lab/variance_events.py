@@ -11,6 +11,7 @@ import numpy as np
 from pglab.lab.measuring import Measurement
 from pglab.lab.variance_report import rows_of
 from pglab.tracking.files import file_error
+from pglab.tracking.layout import INTERVALS, variance_layout
 
 SCALARS = (
     "nsr", "nsr_times_steps", "trace", "mse", "bias_squared", "cosine", "pairwise_cosine", "critic_mse",
@@ -23,6 +24,7 @@ def write_events(measurement: Measurement, folder: str | os.PathLike[str], figur
     """Write event files below `folder`/tensorboard, in the place of those of an earlier measurement. Raises PglabError where
     the disk refuses."""
     from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import custom_scalars
 
     root = Path(folder) / "tensorboard"
     try:
@@ -39,6 +41,10 @@ def write_events(measurement: Measurement, folder: str | os.PathLike[str], figur
                 writer = writers.setdefault(run, SummaryWriter(str(root / run)))
                 for name in SCALARS:
                     value = row.get(name)
+                    if f"variance/{name}" in INTERVALS and isinstance(value, tuple) and np.isfinite(value[:3]).all():
+                        # The chart of an interval wants three tags with the same steps.
+                        for end, bound in zip(("value", "low", "high"), value[:3], strict=True):
+                            writer.add_scalar(f"variance/{name}/{end}", bound, m.subject.steps)
                     value = value[0] if isinstance(value, tuple) else value
                     if value is not None and np.isfinite(value):
                         writer.add_scalar(f"variance/{name}", value, m.subject.steps)
@@ -53,6 +59,8 @@ def write_events(measurement: Measurement, folder: str | os.PathLike[str], figur
                 writer.add_image(
                     f"figures/{figure.removesuffix('.png')}", imread(Path(folder) / figure), 0, dataformats="HWC"
                 )
+        for writer in list(writers.values())[:1]:  # once: it holds for all runs
+            writer._get_file_writer().add_summary(custom_scalars(variance_layout()), 0)
         for writer in writers.values():
             writer.close()
     except OSError as error:

@@ -23,24 +23,47 @@ class EventRuns:
         self.folder = folder
         self._writers: dict[str, Any] = {}
 
-    def scalars(self, run: str, step: int, values: Mapping[str, float], wall_time: float) -> None:
-        """Write the values of one step as one event. Raises PglabError where the disk refuses."""
+    def step(
+        self,
+        run: str,
+        step: int,
+        values: Mapping[str, float],
+        wall_time: float,
+        histograms: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the scalars and histograms (protos) of one step as one event. Raises PglabError where the disk refuses."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        self._add(run, summary, step, wall_time)
+        summary.value.extend(Summary.Value(tag=tag, histo=proto) for tag, proto in (histograms or {}).items())
+        self.add(run, summary, step, wall_time)
 
     def text(self, run: str, tag: str, markdown: str, step: int = 0) -> None:
         """Write a text that TensorBoard renders as Markdown."""
         from torch.utils.tensorboard.summary import text
 
-        self._add(run, text(tag, markdown), step, None)
+        self.add(run, text(tag, markdown), step)
 
     def layout(self, run: str, layout: Layout) -> None:
         """Write a custom-scalars layout; TensorBoard merges those of several runs by their sections' titles."""
         from torch.utils.tensorboard.summary import custom_scalars
 
-        self._add(run, custom_scalars(layout), 0, None)
+        self.add(run, custom_scalars(layout))
+
+    def image(self, run: str, tag: str, png: bytes) -> None:
+        """Write a PNG as it is."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # the header stands first in a PNG
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+        self.add(run, Summary(value=[Summary.Value(tag=tag, image=image)]))
+
+    def add(self, run: str, summary: Any, step: int = 0, wall_time: float | None = None) -> None:
+        """Write a summary as one event. Raises PglabError where the disk refuses."""
+        try:
+            self._writer(run).add_summary(summary, step, wall_time)
+        except OSError as error:
+            raise file_error(self.folder / run, error) from error
 
     def flush(self, sync: bool = False) -> None:
         """Wait until everything is in the files; with `sync`, on the disk."""
@@ -65,12 +88,6 @@ class EventRuns:
         self._writers.clear()
         if refused is not None:
             raise file_error(self.folder / refused[0], refused[1]) from refused[1]
-
-    def _add(self, run: str, summary: Any, step: int, wall_time: float | None) -> None:
-        try:
-            self._writer(run).add_summary(summary, step, wall_time)
-        except OSError as error:
-            raise file_error(self.folder / run, error) from error
 
     def _writer(self, run: str) -> Any:
         if run not in self._writers:

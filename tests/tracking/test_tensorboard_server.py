@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import time
 import urllib.error
-import urllib.parse
-import urllib.request
-from typing import Any
 
 import numpy as np
 import pytest
+from board_server import ask, serve
 
 from pglab.tracking.run_folder import RunFolder
 from pglab.tracking.tracker import MemberLabel, Tracker
@@ -23,16 +19,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("runs")
     for i, variant in enumerate(VARIANTS):
         log(RunFolder.create(root / variant, {}, "pglab"), variant, 10.0 * i)
-    from tensorboard import default, program
-
-    board = program.TensorBoard(plugins=default.get_plugins())
-    board.configure(argv=[None, "--logdir", str(root), "--host", "localhost", "--port", "0", "--load_fast", "false"])
-    url = board.launch()
-    for _ in range(200):
-        if len(ask(url, "data/runs")) == len(VARIANTS) * 3:
-            return url
-        time.sleep(0.05)
-    raise AssertionError(f"TensorBoard sees only {ask(url, 'data/runs')}")
+    return serve(root, len(VARIANTS) * 3)
 
 
 def log(folder: RunFolder, variant: str, level: float) -> None:
@@ -41,11 +28,6 @@ def log(folder: RunFolder, variant: str, level: float) -> None:
         tracker.text("config", "`x: 1`")
         for step in (100, 200):
             tracker.log(step, {"charts/episodic_return": level + np.array([1.0, 3.0]), "gradient/nsr": np.ones(2)})
-
-
-def ask(url: str, route: str, **query: str) -> Any:
-    with urllib.request.urlopen(f"{url}{route}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
-        return json.load(answer)
 
 
 def run_name(variant: str, run: str) -> str:
@@ -65,10 +47,16 @@ def test_the_scalars_come_back(server: str) -> None:
 
 def test_the_layouts_of_the_variants_merge_into_one(server: str) -> None:
     layout = ask(server, "data/plugin/custom_scalars/layout")
-    assert [category["title"] for category in layout["category"]] == ["Learning", "Gradient", "Losses", "Speed"]
+    assert [category["title"] for category in layout["category"]] == [
+        "Over seeds: return and gradient noise",
+        "Learning",
+        "Gradient",
+        "Losses",
+        "Speed",
+    ]
     charts = {chart["title"]: chart for category in layout["category"] for chart in category["chart"]}
     assert sum(len(category["chart"]) for category in layout["category"]) == len(charts)  # none twice
-    (margin,) = charts["Return, IQM and interquartile range over seeds"]["margin"]["series"]
+    (margin,) = charts["Return: IQM, quartiles"]["margin"]["series"]
     aggregate = run_name("rebar", "aggregate")
     for key, expected in {"value": 12.0, "lower": 11.5, "upper": 12.5}.items():
         points = ask(server, "data/plugin/scalars/scalars", tag=margin[key], run=aggregate)
