@@ -133,14 +133,14 @@ def gram(w: Work, sets: int, out: Tensor | None = None) -> Tensor:
 def shared(w: Work, sets: int, out: Tensor) -> Tensor:
     for start in range(0, len(w.x), CHUNK):
         s = slice(start, start + CHUNK)
-        out[:, s] = _pulled(w, s, sets)
+        _pulled(w, s, sets, out[:, s])
     return out
 
 
-def _pulled(w: Work, s: slice, sets: int) -> Tensor:
+def _pulled(w: Work, s: slice, sets: int, out: Tensor | None = None) -> Tensor:
     j = Jacobian(w.policy, w.parameters, w.obs[:, :, s])
     scores = w.action[:, :, s] - torch.softmax(j.distribution.logits, -1)  # type: ignore[attr-defined]
-    return j.pull([[scores * w.values[i, :, :, s, None, None]] for i in range(sets)], "column")
+    return j.pull([[scores * w.values[i, :, :, s, None, None]] for i in range(sets)], "column", out)
 
 
 def memory(episodes: int) -> None:

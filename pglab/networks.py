@@ -332,7 +332,7 @@ def _through(activation: Activation, g: Tensor, kept: Tensor) -> Tensor:
 def slope(activation: Activation, kept: Tensor) -> Tensor:
     """The activation's derivative, from what `MLP.run` keeps of a layer."""
     if activation == "tanh":
-        return 1 - kept * kept
+        return (kept * kept).neg_().add_(1)
     return _through(activation, torch.ones_like(kept), kept)
 
 

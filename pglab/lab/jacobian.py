@@ -27,7 +27,7 @@ Unit = Literal["column", "batch"]
 Cotangents = Sequence[Tensor]
 """One tensor per name in the distribution's parameters, `[T, P, N, ...]`, weights multiplied in."""
 
-CACHE = 2**20
+CACHE = 2**22
 """Bytes of deltas held at a time on a CPU, so that a layer's products find them in a cache."""
 
 
@@ -59,13 +59,15 @@ class Jacobian:
         self._basis: dict[bool, list[Tensor]] = {}
         self._kernel: Tensor | None = None
 
-    def pull(self, cotangents: Sequence[Cotangents], unit: Unit) -> Tensor:
+    def pull(self, cotangents: Sequence[Cotangents], unit: Unit, out: Tensor | None = None) -> Tensor:
         """The gradients of all units for every set of cotangents, `[J, U, n]`, for *ascent*, as the parameters lie in
-        `Parameters.flat`: the sum over the unit's rows. U is P x N (columns of one batch together) or P."""
+        `Parameters.flat`: the sum over the unit's rows. U is P x N (columns of one batch together) or P. Written to `out`, a
+        tensor of this shape, where one is given."""
         j, (t, p, n) = len(cotangents), self.rows
         units, rows = (p * n, t) if unit == "column" else (p, n * t)
         heads, extra = self._at_output(cotangents)  # [J, E, P*N*T], name -> [J, D, P*N*T]
-        out = self.inputs[0].new_empty(j, units, self.parameters.size)
+        if out is None:
+            out = self.inputs[0].new_empty(j, units, self.parameters.size)
         at, places = 0, {}
         for name, shape in self.parameters.shapes.items():
             size = math.prod(shape)
@@ -121,6 +123,12 @@ class Jacobian:
     def _at_output(self, cotangents: Sequence[Cotangents]) -> tuple[Tensor, dict[str, Tensor]]:
         """The cotangents at the network's output, `[J, E, P*N*T]`, and at parameters outside of its layers, row by row."""
         t, p, n = self.rows
+        if self.policy.family in ("categorical", "bernoulli") and self.policy.config.logit_bound is None:
+            # The logits are the network's outputs themselves.
+            found = self._head.new_empty(len(cotangents), self._head.shape[-1], p, n, t)
+            for into, (grad,) in zip(found, cotangents, strict=True):
+                into.copy_(grad.reshape(t, p, n, -1).permute(3, 1, 2, 0))
+            return found.view(len(cotangents), -1, p * n * t), {}
         names = [name for name in self.parameters.views if name not in self.policy.network.layer_names]
         with torch.enable_grad():
             h = self._head.detach().requires_grad_()
@@ -133,16 +141,16 @@ class Jacobian:
             heads = {name: getattr(distribution, name) for name in distribution.parameters}
             wanted = [name for name, head in heads.items() if head.requires_grad]
         j, leaves = len(cotangents), [h, *own.values()]
-        found = [x.new_zeros(j, x.shape[-1], p, n, t) for x in leaves]
+        kept = [x.new_zeros(j, x.shape[-1], p, n, t) for x in leaves]
         for i, one in enumerate(cotangents):
             seeds = [g for name, g in zip(heads, one, strict=True) if name in wanted]
             pulled = torch.autograd.grad(
                 [heads[name] for name in wanted], leaves, seeds, allow_unused=True, retain_graph=i < j - 1
             )
-            for into, g in zip(found, pulled, strict=True):
+            for into, g in zip(kept, pulled, strict=True):
                 if g is not None:
                     into[i].copy_(g.permute(3, 1, 2, 0))
-        flat = [x.view(j, -1, p * n * t) for x in found]
+        flat = [x.view(j, -1, p * n * t) for x in kept]
         return flat[0], dict(zip(names, flat[1:], strict=True))
 
     # -- through the network
