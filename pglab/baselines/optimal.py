@@ -47,15 +47,15 @@ def _scores(batch: Batch) -> Scores:
 
 @register_baseline("optimal")
 class Optimal(_Optimal):
-    """b* = E[A . S] / E[S . S], the constant that minimises the trace of the covariance of A - b S (Weaver & Tao 2001;
-    Greensmith, Bartlett & Baxter 2004).
+    """b* = E[A . S] / E[S . S], the constant that minimises the trace of the covariance of A - b S (Greensmith,
+    Bartlett & Baxter 2004).
 
     E[S] = 0, so the trace is E|A|^2 - 2 b E[A . S] + b^2 E[S . S] less a constant. It is no state value: for
     z ~ N(mu, sigma^2), f = z^2 and the gradient at mu, b* = 3 sigma^2 + mu^2 where E f = sigma^2 + mu^2.
     """
 
     minimises = "trace of the covariance of a column's gradient, over constants"
-    paper = "Weaver & Tao 2001; Greensmith, Bartlett & Baxter 2004"
+    paper = "Greensmith, Bartlett & Baxter 2004"
 
     def predict(self, state: BaselineState, batch: Batch) -> Tensor:
         b = fit(self.best(state), 1)  # [P, 1]

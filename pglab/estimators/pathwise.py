@@ -13,7 +13,8 @@ class Pathwise(Estimator):
     """grad f(g_theta(eps)) (Kingma & Welling 2014; Rezende, Mohamed & Wierstra 2014; SVG(0) of Heess et al. 2015).
 
     With `at_mode` the gradient is taken at the distribution's mode instead of a draw: the deterministic policy gradient
-    (Silver et al. 2014, eq. 9; DDPG), which is biased for E[f] unless f is linear in the action.
+    (Silver et al. 2014, eq. 9; DDPG), which is biased for E[f] in general. For a Gaussian it is exact at the
+    mean where f is at most quadratic in the action, and at log_std where f is affine; for a Beta not even then.
     """
 
     at_mode: bool = False
