@@ -107,7 +107,7 @@ def show_compared(compared: Compared, quiet: bool) -> int:
             console.print(
                 f"{textwrap.fill(CAPTION, 79)}\n\n"
                 f"Tables, figures and runs: {compared.folder}\n"
-                f"Look at the curves:       tensorboard --logdir {compared.folder}",
+                f"Look at the curves:       pglab board {compared.folder}",
                 markup=False,
                 soft_wrap=True,
             )

@@ -259,7 +259,7 @@ def _show(measurement: Measurement, decompositions: dict[str, Any], folder: Path
     console.print(
         f"{textwrap.fill(DEFINITION, console.width - 1)}\nIntervals marked ? are not to be relied on: too few replicates for "
         f"tails this heavy.\n\n{measurement.seconds:.0f} s. Report: {folder / 'report.md'} (and report.json, "
-        f"{', '.join(figures)})\nTensorBoard: tensorboard --logdir {folder}",
+        f"{', '.join(figures)})\nTensorBoard: pglab board {folder}",
         markup=False,
         soft_wrap=True,
     )

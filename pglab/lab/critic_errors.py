@@ -14,18 +14,22 @@ import math
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pglab.agents import ActorCriticAgent
 from pglab.environments.torch_native import TorchEnvironment
 from pglab.lab.exact_states import critic_at
+from pglab.lab.intervals import left_out, ratio_interval
 from pglab.lab.jacobian import Jacobian
 from pglab.lab.onward import onward, settable, tail
 from pglab.lab.sampling import REFERENCE
 from pglab.lab.subject import Subject
 from pglab.noise import Purpose
 
+GROUPS = 32
+"""Groups of states that are left out for an interval."""
 STEP = 0.1
 """Half the distance of the two continuous actions, in standard deviations of the policy."""
 
@@ -34,19 +38,29 @@ STEP = 0.1
 class CriticErrors:
     """Root mean square errors of a critic, relative to the root mean square of the true quantity."""
 
-    slope: float
-    """Continuous: of dQ/da at drawn actions (before a squash). Discrete: of the slope at the drawn action towards another one,
+    slope: tuple[float, float, float]
+    """Value, low, high (95 %). Continuous: of dQ/da at drawn actions (before a squash). Discrete: of the slope at the drawn action towards another one,
     against the true difference of the two."""
-    difference: float
-    """Of the critic's own difference between the same two actions."""
+    difference: tuple[float, float, float]
+    """Value, low, high. Of the critic's own difference between the same two actions."""
     definition: str
 
     @property
     def said(self) -> str:
-        return (
-            f"The critic's share for estimators that climb its slope: |grad_a Q error| is {self.slope:.2g} of the true slope; "
-            f"for those that climb its differences, {self.difference:.2g} (root mean squares; {self.definition})."
+        slope, difference = (
+            f"{value:.2g} ({low:.2g} to {high:.2g})" for value, low, high in (self.slope, self.difference)
         )
+        return (
+            f"The critic's share, as |error| over the true size: of its slope in the action, |grad_a Q|, {slope}; of its differences "
+            f"between actions, {difference} (root mean squares; {self.definition})."
+        )
+
+
+def _said(found: tuple[float, float, float]) -> str:
+    value, low, high = found
+    return (
+        f"{value:.2g} ({low:.2g} to {high:.2g})" if math.isfinite(high) else "not resolved (more states: --reference)"
+    )
 
 
 def critic_errors(subject: Subject, states: int) -> CriticErrors | None:
@@ -89,12 +103,24 @@ def critic_errors(subject: Subject, states: int) -> CriticErrors | None:
         true = [(q[0] - q[1]) / distance for q in played]  # two independent ones
     weight = rows.valid[0]
 
-    def error(claimed: Tensor) -> float:
-        found = ((true[0] - claimed / distance) * (true[1] - claimed / distance) * weight).sum()
-        norm = (true[0] * true[1] * weight).sum()
-        return math.sqrt(max(0.0, float(found / norm))) if float(norm) > 0 else math.nan
+    def error(claimed: Tensor) -> tuple[float, float, float]:
+        off = (true[0] - claimed / distance) * (true[1] - claimed / distance) * weight
+        return _root_ratio(off, true[0] * true[1] * weight)
 
     return CriticErrors(error(along), error(believed), definition)
+
+
+def _root_ratio(top: Tensor, bottom: Tensor) -> tuple[float, float, float]:
+    """The root of the ratio of two means over states `[M]`, with its interval by leaving out groups of states. A few states whose
+    returns turn on an action may hold most of both means: then the interval is wide."""
+    groups = min(GROUPS, len(top))
+    sums = [np.array([float(g.sum()) for g in x.double().cpu().tensor_split(groups)]) for x in (top, bottom)]
+    counts = np.full(groups, 1.0)
+    parts = [left_out(x.sum(keepdims=True), ((x.sum() - x) * groups / (groups - 1))[None], counts)[0] for x in sums]
+    low, high = ratio_interval(parts[0], parts[1], parts[0].variance, parts[1].variance)
+    value = float(sums[0].sum() / sums[1].sum()) if sums[1].sum() > 0 else math.nan
+    root = [math.nan if math.isnan(x) else math.sqrt(max(0.0, x)) for x in (value, float(low[0]), float(high[0]))]
+    return root[0], root[1], root[2]
 
 
 def _other(drawn: Tensor, twin: ActorCriticAgent, states: int) -> Tensor:

@@ -35,7 +35,9 @@ def run(path: Path) -> Path:
 def board(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command in a process of its own, and the address that it prints."""
     command = [sys.executable, "-m", "pglab", "board", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A job in the background ignores Ctrl-C, and would hand that down.
+    listens = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listens)
     assert process.stdout is not None
     try:
         yield process, process.stdout.readline()
