@@ -47,9 +47,7 @@ class CriticErrors:
 
     @property
     def said(self) -> str:
-        slope, difference = (
-            f"{value:.2g} ({low:.2g} to {high:.2g})" for value, low, high in (self.slope, self.difference)
-        )
+        slope, difference = _said(self.slope), _said(self.difference)
         return (
             f"The critic's share, as |error| over the true size: of its slope in the action, |grad_a Q|, {slope}; of its differences "
             f"between actions, {difference} (root mean squares; {self.definition})."
