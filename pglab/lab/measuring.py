@@ -197,10 +197,18 @@ def measure(
 
 def measure_subject(subject: Subject, pairs: Sequence[Pair], replicates: int, reference: int, fit: int) -> Measured:
     """Every pair at one frozen policy (see `measure`)."""
-    began = time.perf_counter()
-    sampler = sampler_of(subject, pairs)
+    before = torch.get_num_threads()
     # Unless a number is asked for, one thread: two gain a third here, and lose tenfold where another program runs.
     torch.set_num_threads(subject.config.threads if isinstance(subject.config.threads, int) else 1)
+    try:
+        return _measured(subject, pairs, replicates, reference, fit)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measured(subject: Subject, pairs: Sequence[Pair], replicates: int, reference: int, fit: int) -> Measured:
+    began = time.perf_counter()
+    sampler = sampler_of(subject, pairs)
     sampler.fit(fit)
     goal = true_gradient(subject, reference)
     tally = _Tally(subject, sampler, replicates)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pglab.config import Config, merge
 from pglab.errors import PglabError
@@ -229,3 +230,14 @@ def test_gradients_are_held_for_a_few_pairs_at_a_time(run: Path, monkeypatch: py
     np.testing.assert_allclose(parts.head, whole.head, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(parts.zeros, whole.zeros)
     np.testing.assert_allclose(parts.effective, whole.effective, rtol=1e-3)
+
+
+def test_the_callers_threads_are_left_as_they_were() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        config = {"env": {"id": "LQR-v0"}, "policy": {"hidden": []}, "agent": {"collect": "episodes"}, "seeds": 1}
+        measure(config, pairs=["score_function"], replicates=8, fit=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
