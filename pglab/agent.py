@@ -23,6 +23,7 @@ from pglab.noise import Noise, Purpose
 from pglab.policy import Policy
 from pglab.preprocessing import Preprocessor
 from pglab.tracking.files import atomic_write
+from pglab.tracking.run_folder import no_run
 
 FORMAT = "1"
 
@@ -156,7 +157,7 @@ def agent_file(path: str | Path) -> Path:
     given = Path(path)
     if given.is_dir():
         if not (given / "config.yaml").is_file():
-            raise PglabError(f"{given} is not a run folder: it has no config.yaml.")
+            raise no_run(given)
         given = given / "agent.safetensors"
         if not given.is_file():
             raise PglabError(f"{given.parent} has no agent yet: the run has not come to a stop.")

@@ -250,7 +250,8 @@ def _show(measurement: Measurement, decompositions: dict[str, Any], folder: Path
     console = Console(highlight=False)
     for m in measurement:
         rows = rows_of(m)
-        console.print(rich_table(rows, brief_columns(m, rows), title(m), console.width))
+        console.print(title(m), style="italic", markup=False)
+        console.print(rich_table(rows, brief_columns(m, rows), None, console.width))
         for line in [*references(m), *m.notes]:
             console.print(textwrap.fill(line, console.width - 1, initial_indent="- "), markup=False)
         console.print()

@@ -182,7 +182,8 @@ def references(m: Measured) -> list[str]:
             f"|E g|² = {short(m.critic_norm)}, over which MSE and bias² are given."
         )
     r = m.reference
-    lines.append(f"grad J: {r.definition}. |g|² = {short(r.squared_norm)}. {r.verdict}")
+    size = f"|g|² = {short(r.squared_norm)}" if r.squared_norm > 0 else "|g|² is not above its noise"
+    lines.append(f"grad J: {r.definition}. {size}. {r.verdict}")
     if r.critic_share is not None and math.isfinite(r.critic_share):
         lines.append(
             f"The critic's error: its exact gradient is off grad J by {r.critic_share:.2g} of |grad J|² (at the same states)."

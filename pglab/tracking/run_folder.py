@@ -88,7 +88,7 @@ class RunFolder:
         if not folder.path.is_dir():
             raise PglabError(f"There is no run folder at {folder.path}.")
         if not folder.config_path.is_file():
-            raise PglabError(f"{folder.path} is not a run folder: it has no config.yaml.")
+            raise no_run(folder.path)
         return folder
 
     @classmethod
@@ -156,6 +156,15 @@ class RunFolder:
         for name in _FOLDERS:
             if (self.path / name).exists():
                 shutil.rmtree(self.path / name)
+
+
+def no_run(path: Path) -> PglabError:
+    """What is said of a folder that has no config.yaml: of a comparison's, which of its runs could be meant."""
+    if (path / "comparison.yaml").is_file():
+        runs = sorted(found.parent for found in path.glob("*/*/config.yaml"))
+        such = f", such as {runs[0]}" if runs else ""
+        return PglabError(f"{path} is a comparison's folder: give one of its runs{such}.")
+    return PglabError(f"{path} is not a run folder: it has no config.yaml.")
 
 
 def path_name(name: str, what: str = "name") -> str:

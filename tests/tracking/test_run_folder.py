@@ -113,3 +113,12 @@ def test_names_are_unique_and_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "file").write_text("")
     with pytest.raises(PglabError, match="not a folder"):
         unique_run_path(tmp_path / "file", "a")
+
+
+def test_a_comparisons_folder_says_which_runs_it_has(tmp_path: Path) -> None:
+    (tmp_path / "comparison.yaml").write_text("name: x\n")
+    run = tmp_path / "group" / "variant"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("{}\n")
+    with pytest.raises(PglabError, match=r"comparison's folder: give one of its runs, such as .*group/variant"):
+        RunFolder.open(tmp_path)
