@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vjp, vmap
 
 from pglab.devices import keep_memory
+from pglab.distributions import Categorical
 from pglab.environments.contract import ActionSpec
 from pglab.lab.jacobian import Jacobian
 from pglab.lab.replicates import Replicates
@@ -107,13 +108,18 @@ def vmap_vjp(w: Work, sets: int, out: Tensor) -> Tensor:
     return out
 
 
+def logits(j: Jacobian) -> Tensor:
+    assert isinstance(j.distribution, Categorical)
+    return j.distribution.logits
+
+
 def gram(w: Work, sets: int, out: Tensor | None = None) -> Tensor:
     """Squared norms `[sets, E]`."""
     found = []
     for start in range(0, len(w.x), CHUNK):
         s = slice(start, start + CHUNK)
         j = Jacobian(w.policy, w.parameters, w.obs[:, :, s])
-        scores = (w.action[:, :, s] - torch.softmax(j.distribution.logits, -1))[..., 0, :]  # type: ignore[attr-defined]
+        scores = (w.action[:, :, s] - torch.softmax(logits(j), -1))[..., 0, :]
         c = scores[:, 0].transpose(0, 1)[..., 0]  # [e, T]: the score at the first logit; the second's is its negative
         basis = j._of_outputs(True)
         e = len(c)
@@ -139,7 +145,7 @@ def shared(w: Work, sets: int, out: Tensor) -> Tensor:
 
 def _pulled(w: Work, s: slice, sets: int, out: Tensor | None = None) -> Tensor:
     j = Jacobian(w.policy, w.parameters, w.obs[:, :, s])
-    scores = w.action[:, :, s] - torch.softmax(j.distribution.logits, -1)  # type: ignore[attr-defined]
+    scores = w.action[:, :, s] - torch.softmax(logits(j), -1)
     return j.pull([[scores * w.values[i, :, :, s, None, None]] for i in range(sets)], "column", out)
 
 

@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 import reporting
 import torch
+from pglab_envs import LQR
 from torch import Tensor
 
 import pglab
+from pglab.agents import OnPolicyAgent
+from pglab.environments.torch_native import TorchEnvironment
 from pglab.lab.decomposition import Decomposition, Interval, decompose
 from pglab.lab.measuring import Measured, measure
 from pglab.lab.quality import quality
@@ -159,7 +162,10 @@ def tucker(work: Path, episodes: int) -> dict[str, Decomposition]:
 
 def exact_value(subject: Subject) -> Any:
     """V_t(s) of the LQG under the subject's policy, by the backward recursion of its quadratic form."""
-    env = subject.environment(1).env  # type: ignore[attr-defined]
+    made = subject.environment(1)
+    assert isinstance(made, TorchEnvironment)
+    assert isinstance(made.env, LQR)
+    env = made.env
     views = subject.agent.policy_parameters.views
     k = views["weight0"][0].detach().double().T
     k0 = views["bias0"][0, 0].detach().double()
@@ -190,8 +196,9 @@ def stationary(subject: Subject) -> Any:
     """A quadratic in s alone, fitted to V_t(s) along episodes: what a V that does not see the time left can know."""
     exact = exact_value(subject)
     agent = subject.agent.replicated(range(1), subject.number, 7)
+    assert isinstance(agent, OnPolicyAgent)
     with torch.no_grad():
-        rollout = agent.collect(subject.environment(1, 64), (0,))  # type: ignore[call-arg]
+        rollout = agent.collect(subject.environment(1, 64), (0,))
     s, v = rollout.obs.flatten(0, 2), exact(rollout.obs, rollout.time).flatten()
 
     def features(obs: Tensor) -> Tensor:

@@ -59,12 +59,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def load(path: Path, device: torch.device, replay: Replay | None) -> dict[str, Any]:
     """The tree of a checkpoint; rows of its replay segments are put into `replay`. PglabError if it cannot be read."""
-    try:
-        tree = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to
-        raise PglabError(f"Checkpoint {path} cannot be read: {type(error).__name__}.") from error
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise PglabError(f"Checkpoint {path} is not one that this version of pglab reads (format {FORMAT}).")
+    tree = read_tree(path, device, "Checkpoint", FORMAT)
     if replay is not None:
         from safetensors.torch import load_file
 
@@ -73,6 +68,18 @@ def load(path: Path, device: torch.device, replay: Replay | None) -> dict[str, A
             if match is None or not (path.parent / name).is_file():
                 raise PglabError(f"Checkpoint {path} needs the replay segment {name!r}, which is missing.")
             replay.write(load_file(path.parent / name)["rows"].to(device), int(match[1]))
+    return tree
+
+
+def read_tree(path: Path, device: torch.device, what: str, version: int) -> dict[str, Any]:
+    """A file's tree, read with `weights_only`. PglabError, calling the file `what`, if it cannot be read or has another format
+    than `version`."""
+    try:
+        tree = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises whatever the damage leads to
+        raise PglabError(f"{what} {path} cannot be read: {type(error).__name__}.") from error
+    if not isinstance(tree, dict) or tree.get("format") != version:
+        raise PglabError(f"{what} {path} is not one that this version of pglab reads (format {version}).")
     return tree
 
 

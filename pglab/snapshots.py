@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pglab.agents import ActorCriticAgent, Agent
-from pglab.checkpoint import plain
+from pglab.checkpoint import plain, read_tree
 from pglab.errors import PglabError
 from pglab.tracking.files import atomic_write
 
@@ -57,12 +57,7 @@ def files(folder: Path) -> list[Path]:
 
 def load(path: Path, device: torch.device) -> Snapshot:
     """Read one snapshot. Raises PglabError where it cannot be read."""
-    try:
-        tree = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to
-        raise PglabError(f"Snapshot {path} cannot be read: {type(error).__name__}.") from error
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise PglabError(f"Snapshot {path} is not one that this version of pglab reads (format {FORMAT}).")
+    tree = read_tree(path, device, "Snapshot", FORMAT)
     if lacking := {"at", "steps", "agent", "transitions"} - tree.keys():
         raise PglabError(f"Snapshot {path} is damaged: it has no {', '.join(sorted(lacking))}.")
     return Snapshot(tree["at"], tree["steps"], tree["agent"], tree["transitions"])

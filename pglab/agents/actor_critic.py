@@ -258,11 +258,9 @@ class ActorCriticAgent(Agent):
             weight.unsqueeze(0),
         )
 
-    def estimate(
-        self, rows: ActorRows, distribution: Distribution, draw: Draw, signal: Signal
-    ) -> tuple[list[Tensor], Tensor]:
-        """The cotangents at the parameters of `distribution`, the policy at these rows, and the surrogate (see
-        `pglab.gradients.cotangents`); `draw` and `signal` are those of `signal`."""
+    def estimate(self, distribution: Distribution, draw: Draw, signal: Signal) -> tuple[list[Tensor], Tensor]:
+        """The cotangents at the parameters of `distribution`, and the surrogate (see `pglab.gradients.cotangents`); `draw` and
+        `signal` are what `signal` gives."""
         state, alpha = self.estimator_state(), self.entropy_weight()
         return cotangents(self.config.estimator, distribution, draw, signal, state, alpha, draw.noise)
 
@@ -272,7 +270,7 @@ class ActorCriticAgent(Agent):
         mask = None if rows.action_mask is None else rows.action_mask.unsqueeze(0)
         distribution = self.policy.distribution(self.policy_parameters, rows.obs.unsqueeze(0), mask)  # rows [1, P, B]
         draw, signal = self.signal(distribution.detach(), rows)
-        grads, value = self.estimate(rows, distribution, draw, signal)
+        grads, value = self.estimate(distribution, draw, signal)
         push(self.policy_parameters, distribution, grads, rows.weight)
         frozen = distribution.detach()
         if self.config.estimator.learns:

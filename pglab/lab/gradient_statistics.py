@@ -108,11 +108,11 @@ def noise_to_signal(gradients: ArrayLike, confidence: float = 0.95) -> dict[str,
         # |mean without i|^2, from mean - (g_i - mean) / (R - 1)
         squares = moments.mean_square[..., None] - 2 * along / (replicates - 1) + spread / (replicates - 1) ** 2
         signals = squares - traces / (replicates - 1)
-        degenerate = _trace_of_square(moments.gram) / replicates
+        degenerate = trace_of_square(moments.gram) / replicates
         surplus = degenerate * (4 / (replicates - 2) - 2 / (replicates - 1))
         variance = np.maximum(_jackknife(signals, signals) - surplus, 2 * degenerate / (replicates - 1))
         quantile = _student_quantile((1 + confidence) / 2, replicates - 1)
-        found["low"], found["high"] = _fieller(
+        found["low"], found["high"] = fieller(
             trace, signal, _jackknife(traces, traces), _jackknife(traces, signals), variance, quantile
         )
     return {**found, "trace_variance": trace, "squared_norm": signal}
@@ -135,7 +135,7 @@ def _jackknife(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return product.sum(axis=-1) * (replicates - 1) / replicates
 
 
-def _trace_of_square(gram: np.ndarray) -> np.ndarray:
+def trace_of_square(gram: np.ndarray) -> np.ndarray:
     """tr(S^2) [...], unbiased for any distribution: the squared norm of the U-centred Gram matrix. Needs R >= 4."""
     replicates = gram.shape[-1]
     off = gram * (1 - np.eye(replicates))
@@ -145,7 +145,7 @@ def _trace_of_square(gram: np.ndarray) -> np.ndarray:
     return (centred**2).sum(axis=(-2, -1)) / (replicates * (replicates - 3))
 
 
-def _fieller(
+def fieller(
     trace: np.ndarray, signal: np.ndarray, v_tt: np.ndarray, v_tu: np.ndarray, v_uu: np.ndarray, quantile: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rho >= 0 with (T - rho U)^2 <= q^2 Var(T - rho U): a quadratic a rho^2 - 2 b rho + c <= 0."""

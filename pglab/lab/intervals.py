@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from pglab.lab.gradient_statistics import _fieller
+from pglab.lab.gradient_statistics import fieller
 
 CONFIDENCE = 0.95
 FEWEST_GROUPS = 8
@@ -85,7 +85,7 @@ def ratio_interval(
     for side, sign in ((0, 1.0), (1, -1.0)):
         quantile = np.full_like(numerator, quantile_of(b))
         for _ in range(5):  # the skewness is that at the end found
-            end = _fieller(numerator, bottom.value, v_top, covariance, v_bottom, quantile)[side]
+            end = fieller(numerator, bottom.value, v_top, covariance, v_bottom, quantile)[side]
             finite = np.isfinite(end)[:, None]
             z = np.where(finite, top.z, 0.0) - np.where(finite, np.where(finite, end[:, None], 0.0), 1.0) * bottom.z
             quantile = np.abs(hall(sign * quantile_of(b), skewness_of(z), b))

@@ -248,7 +248,7 @@ class _Tally:
     def add(self, scene: Scene) -> None:
         r = scene.valid.shape[1]
         if self.evaluations is None:
-            agents = self.sampler.agents  # type: ignore[attr-defined]
+            agents = self.sampler.agents
             self.evaluations = [evaluations(a, scene.jacobian.distribution) for a in agents]
         self.shared += scene.seconds
         self.rows += float(scene.valid.sum())

@@ -202,7 +202,7 @@ def _of_minibatch(agent: ActorCriticAgent, rows: ActorRows) -> Columns:
     parts = equal_parts(rows.obs.shape[1])
 
     def apart(signal: Signal) -> RowGradients:
-        grads = agent.estimate(rows, distribution, draw, signal)[0]
+        grads = agent.estimate(distribution, draw, signal)[0]
         each = row_gradients(policy, parameters, obs, grads, rows.weight * parts, mask, recorded)
 
         def by_part(x: Tensor) -> Tensor:

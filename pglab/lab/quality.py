@@ -58,7 +58,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pglab.errors import PglabError
-from pglab.lab.gradient_statistics import _trace_of_square
+from pglab.lab.gradient_statistics import trace_of_square
 from pglab.lab.intervals import (
     FEWEST_GROUPS,
     Estimate,
@@ -115,7 +115,7 @@ class _Groups:
             return _Distance(found, np.full_like(square, np.nan), np.full_like(square, np.nan))
         # Sums over the square roots of the counts have the covariance of a unit.
         root = np.sqrt(self.counts)
-        quadratic = np.maximum(_trace_of_square(self.gram / (root[:, None] * root)), 0.0)
+        quadratic = np.maximum(trace_of_square(self.gram / (root[:, None] * root)), 0.0)
         surplus = quadratic * b / r**2 * (4 / (b - 2) - 2 / (b - 1))
         degenerate = 2 * quadratic / (r * (r - 1))
         return _Distance(found, np.maximum(found.variance - surplus - degenerate, 0.0), degenerate)

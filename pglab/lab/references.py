@@ -28,7 +28,7 @@ from pglab.lab.onward import entropy_weight, onward, settable, tail
 from pglab.lab.reference import Reference, said_of
 from pglab.lab.sampling import REFERENCE
 from pglab.lab.subject import Subject
-from pglab.noise import Purpose
+from pglab.noise import Counter, Purpose
 from pglab.policy import CLASSES
 from pglab.returns import discount_powers, monte_carlo
 from pglab.rollout import Position, Rollout, whole_episodes
@@ -102,12 +102,8 @@ def _sampled(subject: Subject, agent: OnPolicyAgent | ActorCriticAgent, episodes
     whole = isinstance(agent, OnPolicyAgent) and agent.settings.collect == "episodes"
     summed = isinstance(agent, OnPolicyAgent) and agent.settings.reduction == "mean_over_episodes"
     with closing(subject.environment(1, each, limit + beyond if beyond else None)) as env:
-
-        def play(position: Position, actions: Tensor, resets: Tensor | None) -> tuple[Rollout, Position]:
-            return twin.executor.block(twin, env, position, actions, resets)
-
         for k in range(CHUNKS):
-            rollout = whole_episodes(env, play, twin.noise, (k,), 64, twin.event)
+            rollout = _episodes(twin, env, (k,))
             steps += int(rollout.valid.sum())
             kept = min(len(rollout), limit)
             inside = rollout.valid & (rollout.time < limit)
@@ -168,6 +164,15 @@ def _sampled(subject: Subject, agent: OnPolicyAgent | ActorCriticAgent, episodes
         said = said_of(agent, limit, beyond)  # type: ignore[arg-type]
     said = f"From {each * CHUNKS:,} whole episodes ({steps:,} steps): {said}; {mine}"
     return Reference(said, gradient, other, others_said, noise, halves, None, each * CHUNKS, steps, apart["total"])
+
+
+def _episodes(twin: OnPolicyAgent | ActorCriticAgent, env: Environment, counter: Counter) -> Rollout:
+    """One whole episode of every environment."""
+
+    def play(position: Position, actions: Tensor, resets: Tensor | None) -> tuple[Rollout, Position]:
+        return twin.executor.block(twin, env, position, actions, resets)
+
+    return whole_episodes(env, play, twin.noise, counter, 64, twin.event)
 
 
 def _at_replayed(subject: Subject, agent: ActorCriticAgent, states: int) -> Reference:
@@ -281,11 +286,7 @@ def _wrongness(
 
 def _visited(twin: ActorCriticAgent, env: Environment, k: int, states: int) -> Tensor:
     """`states` observations `[M, O]`, drawn uniformly from the steps of whole episodes of the policy."""
-
-    def play(position: Position, actions: Tensor, resets: Tensor | None) -> tuple[Rollout, Position]:
-        return twin.executor.block(twin, env, position, actions, resets)
-
-    rollout = whole_episodes(env, play, twin.noise, (k, 2), 64, twin.event)
+    rollout = _episodes(twin, env, (k, 2))
     seen = rollout.obs[rollout.valid]  # [steps, O]
     u = twin.noise.uniform(Purpose.REPLAY, (k, 1), (states,))[0]
     return seen[(u * len(seen)).long().clamp_max(len(seen) - 1)]

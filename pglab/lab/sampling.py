@@ -95,6 +95,8 @@ class Sampler(ABC):
     subject: Subject
     pairs: Sequence[Pair]
     notes: list[str] = field(default_factory=list)
+    agents: list[Any] = field(default_factory=list)
+    """One for every pair."""
 
     @property
     def per_batch(self) -> int:
@@ -160,7 +162,6 @@ class OnPolicySampler(Sampler):
         super().__init__(subject, pairs)
         assert isinstance(subject.agent, OnPolicyAgent)
         self.host: OnPolicyAgent = subject.agent
-        self.agents: list[OnPolicyAgent] = []
         for pair in pairs:
             agent = with_pair(subject, pair.config, pair.own)
             assert isinstance(agent, OnPolicyAgent)
@@ -306,7 +307,7 @@ class ActorCriticScene(Scene):
         wanted = twin.extra_noise(self.extra)
         rows = replace(self.rows, extra={name: x.unsqueeze(0) for name, x in wanted.items()})
         draw, signal = twin.signal(self.jacobian.distribution, rows)
-        grads, _ = twin.estimate(rows, self.jacobian.distribution, draw, signal)
+        grads, _ = twin.estimate(self.jacobian.distribution, draw, signal)
         return Estimated(pair_cotangents(grads, rows.weight), zero=_zeros(grads, self.valid))
 
     def exact(self) -> Cotangents:
@@ -321,7 +322,6 @@ class ActorCriticSampler(Sampler):
         super().__init__(subject, pairs)
         assert isinstance(subject.agent, ActorCriticAgent)
         self.host: ActorCriticAgent = subject.agent
-        self.agents: list[ActorCriticAgent] = []
         for pair in pairs:
             agent = with_pair(subject, pair.config, pair.own)
             assert isinstance(agent, ActorCriticAgent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -270,5 +270,4 @@ def _legend(figure: Any, ax: Any) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    write: Callable[[Any], object] = lambda file: figure.savefig(file, format="png")  # noqa: E731
-    atomic_write(path, write)
+    atomic_write(path, lambda file: figure.savefig(file, format="png"))
