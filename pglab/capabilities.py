@@ -154,7 +154,7 @@ def _check_own(config: Config) -> None:
         )
     if any(s.bounds != (0.0, 0.0) for s in config.entropy_weight):
         raise PglabError(f"Agent {agent.name!r} has no entropy term: set entropy_weight to 0.")
-    if config.executor in ("compile", "cudagraph"):
+    if config.executor in ("program", "compile", "cudagraph"):
         raise PglabError(f"Agent {agent.name!r} plays its own rollouts, eagerly: choose executor auto or eager.")
     if isinstance(agent, BpttConfig) and config.baseline.name != "none":
         raise PglabError(f"Agent 'bptt' uses no baseline, but {config.baseline.name!r} is set: choose none.")

@@ -452,7 +452,7 @@ class Config(Strict):
     threads: Annotated[int | Literal["auto"], BeforeValidator(_threads)] = "auto"
     """Torch threads. auto: one for every 2,048 rows of an update, at most as many as cores (one in comparisons, whose
     variants train side by side)."""
-    executor: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
+    executor: Literal["auto", "eager", "program", "compile", "cudagraph"] = "auto"
     """How rollouts are run: operation by operation, compiled by torch.compile (torch-native environments; needs a C++
     compiler, and seconds to minutes at the start), or as a CUDA graph. auto: eager."""
     plugins: list[str] = []

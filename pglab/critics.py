@@ -5,7 +5,6 @@ Letters: P population, B rows, C copies (2 for twins), L leading axes of the act
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -87,15 +86,16 @@ class QCritic:
         w: Tensor,
         spec: ActionSpec,
         allowed: Tensor | None,
-        noise: Callable[[], Tensor],
+        noise: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Actions blended by `config.blend` x `w` and what they are worth (see `CriticConfig.blend_target`), `[P, B, E]` and
-        `[P, B]`: action `[P, B, E]`, y and w `[P, B]`; other actions are drawn by `noise` and valued `against` these
-        parameters."""
+        `[P, B]`: action `[P, B, E]`, y and w `[P, B]`; where they are `interpolated`, the other actions are drawn by exponential
+        `noise` `[P, B, *event]` and valued `against` these parameters."""
         w = self.config.blend * w
         if self.config.blend_target == "same":
             return blended(action, w, spec, allowed), y
-        other = another(action, noise(), spec, allowed)
+        assert noise is not None
+        other = another(action, noise, spec, allowed)
         return torch.lerp(action, other, w.unsqueeze(-1)), torch.lerp(y, self.reduced(against, obs, other), w)
 
     def move_target(self) -> None:

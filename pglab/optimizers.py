@@ -34,21 +34,24 @@ class OptimizerConfig(Strict):
     """Adam and RMSprop: added to the root of the second moment."""
 
     def initial(self, flat: Tensor) -> dict[str, Any]:
-        """The optimizer's state for parameters `[P, n]`: tensors `[P, n]` and a step count."""
-        if self.name == "adam":
-            return {"steps": 0, "first": torch.zeros_like(flat), "second": torch.zeros_like(flat)}
-        if self.name == "rmsprop":
-            return {"steps": 0, "second": torch.zeros_like(flat)}
-        return {"steps": 0, "first": torch.zeros_like(flat)} if self.momentum else {"steps": 0}
+        """The optimizer's state for parameters `[P, n]`: tensors `[P, n]` and a step count (a tensor too, so that a step
+        is operations on tensors alone)."""
+        state = {"steps": torch.zeros((), dtype=torch.float64, device=flat.device)}
+        if self.name == "adam" or (self.name == "sgd" and self.momentum):
+            state["first"] = torch.zeros_like(flat)
+        if self.name in ("adam", "rmsprop"):
+            state["second"] = torch.zeros_like(flat)
+        return state
 
     def step(self, flat: Tensor, grad: Tensor, state: dict[str, Any], learning_rate: Tensor) -> None:
         """Move `flat` `[P, n]` against `grad` `[P, n]` in place; `learning_rate` is `[P, 1]`."""
-        state["steps"] += 1
+        t = state["steps"].add_(1)
         if self.name == "adam":
-            first, second, t = state["first"], state["second"], state["steps"]
+            first, second = state["first"], state["second"]
             first.lerp_(grad, 1 - self.beta1)
             second.mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
-            root = second.sqrt().div_((1 - self.beta2**t) ** 0.5).add_(self.eps)
+            # Numbers in float64, which take part in float32 arithmetic as numbers do.
+            root = second.sqrt().div_((1 - self.beta2**t).sqrt_()).add_(self.eps)
             flat.sub_(first / root * (learning_rate / (1 - self.beta1**t)))
         elif self.name == "rmsprop":
             state["second"].mul_(self.alpha).addcmul_(grad, grad, value=1 - self.alpha)
@@ -58,6 +61,12 @@ class OptimizerConfig(Strict):
             flat.sub_(learning_rate * state["first"])
         else:
             flat.sub_(learning_rate * grad)
+
+
+def optimizer_state(saved: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state as a checkpoint holds it; older ones hold the step count as a number."""
+    first = next((x for x in saved.values() if isinstance(x, torch.Tensor)), torch.zeros(()))
+    return saved | {"steps": torch.as_tensor(saved["steps"], dtype=torch.float64, device=first.device)}
 
 
 def clip_by_member(grad: Tensor, limit: float | None) -> Tensor:

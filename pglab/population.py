@@ -66,7 +66,7 @@ class Population:
 
     def __init__(self, members: list[PopulationMember], noise: Noise) -> None:
         self.members, self.noise = members, noise
-        self._constant: dict[str, Tensor] = {}
+        self._values: dict[str, tuple[list[float], Tensor]] = {}
 
     @classmethod
     def of(cls, config: Config, device: torch.device) -> Population:
@@ -94,13 +94,24 @@ class Population:
         return path in self.members[0].schedules
 
     def value(self, path: str, progress: Sequence[float]) -> Tensor:
-        """The field's current value for every member, `[P, 1]`, at the fractions `progress` of their training."""
-        known = self._constant.get(path)
-        if known is not None:
-            return known
+        """The field's current value for every member, `[P, 1]`, at the fractions `progress` of their training. Always the same
+        tensor, which the next call (or `move_on`) overwrites."""
+        known = self._values.get(path)
+        if known is not None and not self._moves(path):
+            return known[1]
         schedules = [m.schedules[path] for m in self.members]
-        values = [[s(x)] for s, x in zip(schedules, progress, strict=True)]
-        tensor = torch.tensor(values, dtype=torch.float32, device=self.noise.device)
-        if all(s.kind == "constant" for s in schedules):
-            self._constant[path] = tensor
-        return tensor
+        values = [s(x) for s, x in zip(schedules, progress, strict=True)]
+        if known is None or known[0] != values:
+            now = torch.tensor(values, dtype=torch.float32, device=self.noise.device).unsqueeze(1)
+            known = (values, now if known is None else known[1].copy_(now))
+            self._values[path] = known
+        return known[1]
+
+    def _moves(self, path: str) -> bool:
+        """Whether the field changes during training."""
+        return any(m.schedules[path].kind != "constant" for m in self.members)
+
+    def move_on(self, progress: Sequence[float]) -> None:
+        """Every value that was asked for so far as it is at these fractions of training."""
+        for path in self._values:
+            self.value(path, progress)

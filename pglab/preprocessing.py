@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pglab.config import PreprocessingConfig
+from pglab.trees import kept_in_place
 
 
 def merge_moments(
@@ -77,7 +78,8 @@ class Preprocessor:
             s = self.state["obs"]
             x = obs if self.scale is None else obs * self.scale
             w = valid.unsqueeze(-1).expand_as(x)
-            s["mean"], s["var"], s["count"] = merge_moments(s["mean"], s["var"], s["count"], x, w, (0, 2))
+            found = merge_moments(s["mean"], s["var"], s["count"], x, w, (0, 2))
+            kept_in_place(s, dict(zip(("mean", "var", "count"), found, strict=True)))
         if "returns" in self.state:
             s = self.state["returns"]
             running, seen = s["running"], []
@@ -85,7 +87,5 @@ class Preprocessor:
                 running = running * discount + reward[t]
                 seen.append(running)
                 running = running * ~ended[t]
-            s["running"] = running
-            s["mean"], s["var"], s["count"] = merge_moments(
-                s["mean"], s["var"], s["count"], torch.stack(seen), valid, (0, 2)
-            )
+            found = merge_moments(s["mean"], s["var"], s["count"], torch.stack(seen), valid, (0, 2))
+            kept_in_place(s, dict(zip(("running", "mean", "var", "count"), (running, *found), strict=True)))

@@ -45,11 +45,18 @@ class Replay:
 
     def add(self, rows: Transitions) -> None:
         """Append `[P, n, ...]`, overwriting the oldest."""
+        self.append(self.pack(rows))
+
+    def pack(self, rows: Transitions) -> Tensor:
+        """Rows `[P, n, ...]` as the replay holds them, `[P, n, F]`."""
         parts = [rows.obs, rows.action, rows.reward.unsqueeze(-1), rows.terminated.unsqueeze(-1)]
         parts += [rows.final_obs, rows.valid.unsqueeze(-1)]
         if rows.action_mask is not None and rows.next_mask is not None:
             parts += [rows.action_mask, rows.next_mask]
-        packed = torch.cat([x.to(self.data.dtype) for x in parts], dim=-1)  # [P, n, F]
+        return torch.cat([x.to(self.data.dtype) for x in parts], dim=-1)
+
+    def append(self, packed: Tensor) -> None:
+        """Append packed rows `[P, n, F]`, overwriting the oldest."""
         self.write(packed[:, -self.capacity :], self.count + max(0, packed.shape[1] - self.capacity))
         self.count += packed.shape[1]
 
@@ -67,11 +74,18 @@ class Replay:
 
     def sample(self, u: Tensor, newest: int | None = None) -> Transitions:
         """The transitions that uniforms `u` `[P, B]` on (0, 1) pick: from all held, or from the `newest` ones."""
+        return self.unpack(self.pick(u, newest))
+
+    def pick(self, u: Tensor, newest: int | None = None) -> Tensor:
+        """`sample`, packed, `[P, B, F]`."""
         n = self.size if newest is None else min(newest, self.size)
         back = (u * n).long().clamp_(max=n - 1)  # [P, B]: 0 is the newest
         row = (self.count - 1 - back) % self.capacity
-        found = self.data.view(-1, self.data.shape[-1])[row + self._offset]  # [P, B, F]
-        obs, action, reward, terminated, final_obs, valid, *masks = found.split(self.widths, dim=-1)
+        return self.data.view(-1, self.data.shape[-1])[row + self._offset]
+
+    def unpack(self, packed: Tensor) -> Transitions:
+        """Packed rows `[P, B, F]` as transitions: views."""
+        obs, action, reward, terminated, final_obs, valid, *masks = packed.split(self.widths, dim=-1)
         return Transitions(
             obs,
             action,

@@ -93,7 +93,8 @@ class Trainer:
         rows = self.agent.rows_per_update * members
         self.threads = threads = pick_threads(config.threads, rows, self.device)
         torch.set_num_threads(threads)
-        self.agent.executor = pick_executor(config.executor, self.device, self.env, config)
+        self.agent.executor = pick_executor(config.executor, self.device, self.env, config, rows)
+        self.agent.executor.note = self.watcher.note
         self.watcher.note(
             f"{self.env.spec.description}; policy {self.agent.policy.describe()}; executor {self.agent.executor.name}, "
             f"{threads} torch thread{'s' if threads > 1 else ''} ({rows:,} rows an update)."
@@ -264,13 +265,13 @@ class Trainer:
 
     def _before_update(self) -> None:
         total = self.config.total_steps
-        self.agent.progress = [min(1.0, s / total) for s in self.steps.tolist()]
+        progress = [min(1.0, s / total) for s in self.steps.tolist()]
         done = self.steps >= total
         active = None
         if done.any():
             # A member that has had its steps stays as it is while others go on: its rate is 0 from here.
             active = torch.tensor(~done, dtype=torch.float32, device=self.device).unsqueeze(1)
-        self.agent.active = active
+        self.agent.begin_update(progress, active)
         self._look()
 
     def _count(self, rollout: Any) -> None:

@@ -60,6 +60,41 @@ def where_members(mask: Tensor, new: Any, old: Any) -> Any:
     return new
 
 
+def kept_in_place(old: Any, new: Any) -> Any:
+    """`new`, with every tensor written to where the tensor of the same name lies in `old`, so that whoever reads it there
+    reads the newest. Where the trees are not of one shape, `new` as it is."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    if not _paired(old, new, pairs):
+        return new
+    moving = [(a, b) for a, b in pairs if a is not b]
+    places = {a.untyped_storage().data_ptr() for a, _ in moving}
+    # What lies in memory that is about to be written to is read before.
+    read = [b.clone() if b.untyped_storage().data_ptr() in places else b for _, b in moving]
+    for (a, _), b in zip(moving, read, strict=True):
+        a.copy_(b)
+    return old
+
+
+def _paired(old: Any, new: Any, pairs: list[tuple[Tensor, Tensor]]) -> bool:
+    """Whether the trees are of one shape; their tensors, side by side."""
+    if isinstance(new, Tensor):
+        pairs.append((old, new))
+        return isinstance(old, Tensor) and old.shape == new.shape and old.dtype == new.dtype
+    if isinstance(new, Mapping):
+        return (
+            isinstance(old, Mapping)
+            and old.keys() == new.keys()
+            and all(_paired(old[key], value, pairs) for key, value in new.items())
+        )
+    if isinstance(new, list):
+        return (
+            isinstance(old, list)
+            and len(old) == len(new)
+            and all(_paired(a, b, pairs) for a, b in zip(old, new, strict=True))
+        )
+    return bool(old == new)
+
+
 def as_dtype(tree: Any, dtype: torch.dtype) -> Any:
     """Floating-point tensors as another floating-point type."""
     if isinstance(tree, Tensor):

@@ -13,7 +13,8 @@ from spine import normal
 
 from pglab.config import Config, merge
 from pglab.errors import PglabError
-from pglab.executors import Compiled, Eager
+from pglab.executors import Eager
+from pglab.repeating import Compiled
 from pglab.returns import gae
 from pglab.training import Trainer, resume, train
 

@@ -28,10 +28,11 @@ from pglab.estimators.enumeration import enumerated
 from pglab.gradients import cotangents, entropy, push
 from pglab.networks import Parameters
 from pglab.noise import ChunkedNoise, Purpose
-from pglab.optimizers import OptimizerConfig, clip_by_member
+from pglab.optimizers import OptimizerConfig, clip_by_member, optimizer_state
 from pglab.population import Population
 from pglab.replay import Replay, Transitions
 from pglab.rollout import Position, Rollout
+from pglab.trees import kept_in_place
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,17 @@ class ActorRows:
     noise: Tensor  # [1, P, B, *event]
     extra: dict[str, Tensor]  # [1, P, B, ...] each: what the estimator asks for further
     weight: Tensor  # [1, P, B]: mask / number of valid rows
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The noise of one update."""
+
+    update: Tensor  # [P, B, *event]: makes the actor's actions
+    extra: dict[str, Tensor]  # [P, B, ...] each: what the estimator asks for further
+    target: Tensor | None = None  # [P, B, *event]: makes the actions of the critic's target
+    blend: Tensor | None = None  # [P, B] uniform: how far an action is blended
+    other: Tensor | None = None  # [P, B, *event] exponential: picks the action that it is blended with
 
 
 class ActorCriticAgent(Agent):
@@ -98,8 +110,8 @@ class ActorCriticAgent(Agent):
 
     def load_state(self, tree: Mapping[str, Any]) -> None:
         super().load_state(tree)
-        self.critic_optimizer = tree["critic_optimizer"]
-        self.log_alpha, self.alpha_optimizer = tree["alpha"]["log"], tree["alpha"]["optimizer"]
+        self.critic_optimizer = optimizer_state(tree["critic_optimizer"])
+        self.log_alpha, self.alpha_optimizer = tree["alpha"]["log"], optimizer_state(tree["alpha"]["optimizer"])
         self.replay.count, self.rounds = tree["replay"]["count"], tree["rounds"]
         at = tree.get("position")
         self.position = None if at is None else Position(at["obs"], at["time"], at["mask"])
@@ -130,6 +142,10 @@ class ActorCriticAgent(Agent):
     def rows_per_update(self) -> int:
         return self.settings.replay.batch_size * self.critic.copies
 
+    def changing(self) -> list[Any]:
+        networks = [self.critic_optimizer, self.log_alpha, self.alpha_optimizer]
+        return [*super().changing(), *networks]
+
     # -- collecting
 
     def collect(self, env: Environment) -> Rollout:
@@ -142,9 +158,13 @@ class ActorCriticAgent(Agent):
         if size:
             resets = self.chunks.take("uniform", Purpose.RESET, self.rounds, (steps, n, size)).transpose(0, 1)
         rollout, self.position = self.executor.block(self, env, self.position, actions, resets)
-        self.replay.add(self._transitions(rollout, self.position))
+        self.replay.append(self.executor.call(self.packed, rollout, self.position))
         self.rounds += 1
         return rollout
+
+    def packed(self, rollout: Rollout, after: Position) -> Tensor:
+        """A rollout's transitions as the replay holds them, `[P, T*N, F]`."""
+        return self.replay.pack(self._transitions(rollout, after))
 
     def _transitions(self, rollout: Rollout, after: Position) -> Transitions:
         def rows(x: Tensor) -> Tensor:
@@ -180,17 +200,23 @@ class ActorCriticAgent(Agent):
     def _mask(self, flat: Tensor | None) -> Tensor | None:
         return None if flat is None else flat.unflatten(-1, self.spec.action.event_shape) > 0.5
 
-    def target(self, rows: Transitions) -> Tensor:
-        """The critic's regression target, `[P, B]`: r + gamma (1 - terminated) (Q_target(s', a') + alpha H)."""
-        noise = None
-        if self.settings.critic.target_action == "sample":
-            (kind, shape), b = self.event, rows.obs.shape[1]
-            noise = self.chunks.take(kind, Purpose.TARGET, self.updates, (b, *shape))
-        return self.executor.pure(self._target)(rows, noise, self.hyper("discount"), self.entropy_weight())
+    def draws(self, b: int) -> Draws:
+        """The next update's noise, for `b` rows."""
+        (kind, shape), c, at = self.event, self.settings.critic, self.updates
+        return Draws(
+            update=self.chunks.take(kind, Purpose.UPDATE, at, (b, *shape)),
+            extra=self.extra_noise(lambda i, k, s: self.chunks.take(k, Purpose.EXTRA, at, (b, *s), stream=i)),
+            target=self.chunks.take(kind, Purpose.TARGET, at, (b, *shape)) if c.target_action == "sample" else None,
+            blend=self.chunks.take("uniform", Purpose.BLEND, at, (b,)) if c.blend else None,
+            other=self.chunks.take("exponential", Purpose.BLEND, at, (b, *self.spec.action.event_shape), stream=1)
+            if c.blend and c.blend_target == "interpolated"
+            else None,
+        )
 
-    def _target(self, rows: Transitions, noise: Tensor | None, discount: Tensor, alpha: Tensor | None) -> Tensor:
-        """`target` as a function: `noise` `[P, B, *event]` makes a' where it is drawn; discount and alpha are `[P, 1]`."""
-        c = self.settings.critic
+    def target(self, rows: Transitions, noise: Tensor | None) -> Tensor:
+        """The critic's regression target, `[P, B]`: r + gamma (1 - terminated) (Q_target(s', a') + alpha H). `noise`
+        `[P, B, *event]` makes a' where it is drawn."""
+        c, discount, alpha = self.settings.critic, self.hyper("discount"), self.entropy_weight()
         obs = self.preprocessor.observations(rows.final_obs)
         policy = self.policy.distribution(self.policy_parameters, obs, self._mask(rows.next_mask))
 
@@ -214,30 +240,28 @@ class ActorCriticAgent(Agent):
     def _event_ndim(self) -> int:
         return len(self.spec.action.event_shape)
 
-    def learn_critic(self, rows: Transitions) -> Metrics:
+    def learn_critic(self, rows: Transitions, draws: Draws) -> Metrics:
         """One step of every copy of Q towards the target (half the mean squared error)."""
         c, parameters = self.settings.critic, self.critic.parameters
         with torch.no_grad():
-            y = self.target(rows)
+            y = self.target(rows, draws.target)
             obs, action, weight = self.preprocessor.observations(rows.obs), rows.action, rows.valid
-            if c.blend:
-                b, event = rows.obs.shape[1], self.spec.action.event_shape
-                w = self.chunks.take("uniform", Purpose.BLEND, self.updates, (b,))
+            if draws.blend is not None:
                 allowed = self._mask(rows.action_mask)
                 mixed, worth = self.critic.between(
                     self.critic.target,
                     obs,
                     action,
                     y,
-                    w,
+                    draws.blend,
                     self.spec.action,
                     self.policy.padding if allowed is None else allowed,
-                    lambda: self.chunks.take("exponential", Purpose.BLEND, self.updates, (b, *event), stream=1),
+                    draws.other,
                 )
                 obs, action = torch.cat([obs, obs], 1), torch.cat([action, mixed], 1)
                 y, weight = torch.cat([y, worth], 1), torch.cat([weight, weight], 1)
             weight = weight / weight.sum(1, keepdim=True).clamp_min(1)
-            q, grad = self.executor.pure(self.critic.regression)(obs, action, y, weight)
+            q, grad = self.critic.regression(obs, action, y, weight)
         clip_by_member(grad, c.max_grad_norm)
         rate = self.rate("agent.critic.learning_rate")
         self.config.optimizer.step(parameters.flat, grad, self.critic_optimizer, rate)
@@ -312,12 +336,9 @@ class ActorCriticAgent(Agent):
 
     def learn_baseline(self) -> Metrics:
         """Let the baseline learn from the rows whose gradient was estimated last."""
-        self.baseline_state, info = self.config.baseline.update(self.baseline_state, self._batch)
+        state, info = self.config.baseline.update(self.baseline_state, self._batch)
+        self.baseline_state = kept_in_place(self.baseline_state, state)
         return dict(info)
-
-    def _further(self, i: int, kind: str, shape: tuple[int, ...]) -> Tensor:
-        b = self.settings.replay.batch_size
-        return self.chunks.take(kind, Purpose.EXTRA, self.updates, (b, *shape), stream=i)
 
     def tune_entropy(self, h: Tensor) -> None:
         """Move log alpha so that the entropy `h` `[P]` approaches its target (Haarnoja et al. 2018b, eq. 18)."""
@@ -333,27 +354,35 @@ class ActorCriticAgent(Agent):
         rollout = self.collect(env)
         s, metrics = self.settings, {}
         if self.rounds * self.round_rows >= s.replay.warmup:
-            (kind, shape), b = self.event, s.replay.batch_size
             for _ in range(s.updates_per_round):
-                rows = self.replay.sample(self.chunks.take("uniform", Purpose.REPLAY, self.updates, (b,)), self.newest)
-                metrics = self.learn_critic(rows)
-                noise = self.chunks.take(kind, Purpose.UPDATE, self.updates, (b, *shape))
-                states = self.actor_rows(rows, noise, self.extra_noise(self._further))
-                if self.probe is not None:
-                    self.probe(self, states)
-                metrics |= self.gradient(states)
-                metrics["gradient/norm"] = self.step_policy()
-                metrics |= self.learn_estimator()
-                if self.settings.auto_entropy:
-                    h = metrics["policy/entropy"]
-                    with torch.no_grad():
-                        metrics["policy/entropy"] = h = h() if callable(h) else h
-                    self.tune_entropy(h)
-                    metrics["policy/entropy_weight"] = lambda: self.log_alpha.exp().squeeze(1)
-                if self.config.estimator.uses_baseline:
-                    metrics |= self.learn_baseline()
-                self.critic.move_target()
+                u = self.chunks.take("uniform", Purpose.REPLAY, self.updates, (s.replay.batch_size,))
+                packed, draws = self.replay.pick(u, self.newest), self.draws(s.replay.batch_size)
+                if self.looked_at():
+                    metrics = self.learn(packed, draws)
+                else:
+                    metrics = self.executor.call(self.learn, packed, draws, key=self.places())
                 self.updates += 1
         learned = self.learning(rollout.valid)
         self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, learned, self.hyper("discount"))
-        return metrics, rollout
+        return dict(metrics), rollout
+
+    def learn(self, packed: Tensor, draws: Draws) -> Metrics:
+        """One update of critic and actor from rows of the replay, `[P, B, F]`. Returns metrics `[P]`."""
+        rows = self.replay.unpack(packed)
+        metrics = self.learn_critic(rows, draws)
+        states = self.actor_rows(rows, draws.update, draws.extra)
+        if self.probe is not None:
+            self.probe(self, states)
+        metrics |= self.gradient(states)
+        metrics["gradient/norm"] = self.step_policy()
+        metrics |= self.learn_estimator()
+        if self.settings.auto_entropy:
+            h = metrics["policy/entropy"]
+            with torch.no_grad():
+                metrics["policy/entropy"] = h = h() if callable(h) else h
+            self.tune_entropy(h)
+            metrics["policy/entropy_weight"] = lambda: self.log_alpha.exp().squeeze(1)
+        if self.config.estimator.uses_baseline:
+            metrics |= self.learn_baseline()
+        self.critic.move_target()
+        return metrics

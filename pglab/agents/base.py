@@ -17,12 +17,13 @@ from pglab.errors import PglabError
 from pglab.estimators import Draw, Signal
 from pglab.executors import Eager, Executor
 from pglab.networks import Parameters
-from pglab.optimizers import clip_by_member
+from pglab.optimizers import clip_by_member, optimizer_state
 from pglab.policy import CLASSES, Policy
 from pglab.population import Population
 from pglab.preprocessing import Preprocessor
 from pglab.rollout import Position, Rollout
-from pglab.trees import repeat_members, where_members
+from pglab.programs import leaves
+from pglab.trees import kept_in_place, repeat_members, where_members
 
 Metrics = dict[str, Tensor | Callable[[], Tensor]]
 """What an update reports: tag -> `[P]`, or how to compute it, which is only done for updates that are logged."""
@@ -61,6 +62,26 @@ class Agent(ABC):
         d, k = self.policy.action.factors, self.policy.action.categories
         return CLASSES[family].noise_kind, ((d, k) if family == "categorical" else (d,))
 
+    def begin_update(self, progress: list[float], active: Tensor | None) -> None:
+        """What the next update is to know: how far each member is, and which members (`[P, 1]`, None: all) still train."""
+        self.progress = progress
+        self.population.move_on(progress)
+        self.active = active if active is None or self.active is None else self.active.copy_(active)
+
+    def looked_at(self) -> bool:
+        """Whether the probe looks at the next update."""
+        due = getattr(self.probe, "due", None)
+        return self.probe is not None and (due is None or due(self))
+
+    def changing(self) -> list[Any]:
+        """The trees of tensors that an update changes, in place where their shapes stay what they were."""
+        networks = [p.flat for p in self.networks().values()]
+        return [networks, self.policy_optimizer, self.baseline_state, self.estimator_learned, self.preprocessor.state]
+
+    def places(self) -> tuple[int, ...]:
+        """Where what an update changes lies: as long as it is the same, the update may be repeated instead of called."""
+        return (self.active is None, *map(id, leaves(self.changing())))
+
     def act(self, obs: Tensor, action_mask: Tensor | None) -> Distribution:
         """The policy at raw observations `[P, N, O]`."""
         return self.policy.distribution(self.policy_parameters, self.preprocessor.observations(obs), action_mask)
@@ -94,7 +115,7 @@ class Agent(ABC):
         self._used = None
         if self.active is not None:
             learned = where_members(self.active.squeeze(1) > 0, learned, self.estimator_learned)
-        self.estimator_learned = learned
+        self.estimator_learned = kept_in_place(self.estimator_learned, learned)
         return dict(info)
 
     def step_policy(self) -> Tensor:
@@ -222,7 +243,7 @@ class Agent(ABC):
         with torch.no_grad():
             for name, p in self.networks().items():
                 p.flat.copy_(tree["networks"][name])
-        self.policy_optimizer = tree["policy_optimizer"]
+        self.policy_optimizer = optimizer_state(tree["policy_optimizer"])
         self.baseline_state = tree["baseline"]
         self.estimator_learned = learned
         self.preprocessor.state = tree["preprocessor"]

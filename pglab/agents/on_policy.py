@@ -27,10 +27,11 @@ from pglab.estimators import Critic, Draw, Signal
 from pglab.gradients import cotangents, entropy, push, row_gradients
 from pglab.networks import MLP, Parameters, Recorded, Recorder, by_member, by_row
 from pglab.noise import Purpose
-from pglab.optimizers import clip_by_member
+from pglab.optimizers import clip_by_member, optimizer_state
 from pglab.population import Population
 from pglab.returns import discount_powers, gae, monte_carlo, n_step, v_trace
 from pglab.rollout import Position, Rollout, block_noise, whole_episodes
+from pglab.trees import kept_in_place
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,9 @@ class OnPolicyAgent(Agent):
     def load_state(self, tree: Mapping[str, Any]) -> None:
         super().load_state(tree)
         if self.value_parameters is not None:
-            self.value_optimizer = tree["value_optimizer"]
+            self.value_optimizer = optimizer_state(tree["value_optimizer"])
         if self.critic is not None:
-            self.critic_optimizer = tree["critic_optimizer"]
+            self.critic_optimizer = optimizer_state(tree["critic_optimizer"])
         at = tree.get("position")
         self.position = None if at is None else Position(at["obs"], at["time"], at["mask"])
 
@@ -129,6 +130,14 @@ class OnPolicyAgent(Agent):
             twin.critic.parameters = self.critic.parameters.repeated(len(replicates))
         twin.position = twin._recorder = None
         return twin
+
+    def changing(self) -> list[Any]:
+        found = super().changing()
+        if self.value_parameters is not None:
+            found.append(self.value_optimizer)
+        if self.critic is not None:
+            found.append(self.critic_optimizer)
+        return found
 
     # -- collecting
 
@@ -147,7 +156,8 @@ class OnPolicyAgent(Agent):
         if s.collect == "episodes":
 
             def play(position: Position, actions: Tensor, resets: Tensor | None) -> tuple[Rollout, Position]:
-                return self.executor.block(self, env, position, actions, resets)
+                rollout, after = self.executor.block(self, env, position, actions, resets)
+                return self.executor.kept(rollout), after
 
             return whole_episodes(env, play, self.noise, (*counter, 0), s.block, self.event, s.episodes)
         if self.position is None:
@@ -168,6 +178,11 @@ class OnPolicyAgent(Agent):
     def _one_step(self) -> bool:
         """Whether an update is one step on the whole batch: then what was computed before it still holds in it."""
         return self.settings.epochs == self.settings.minibatches == 1
+
+    @property
+    def _varies(self) -> bool:
+        """Whether updates differ in shape, or draw noise while they learn: then they are not repeated."""
+        return self.settings.collect == "episodes" or (self.critic is not None and self.settings.critic.blend > 0)
 
     # -- learning
 
@@ -241,9 +256,11 @@ class OnPolicyAgent(Agent):
         recorded, self._recorded = self._recorded, None
         return Seen(rollout, obs, v_graph, value, target, recorded)
 
-    def prepare(self, rollout: Rollout, seen: Seen | None = None) -> Prepared:
+    def prepare(
+        self, rollout: Rollout, seen: Seen | None = None, extra: Mapping[str, Tensor] | None = None
+    ) -> Prepared:
         """Values, baselines and weights of a rollout, from the normaliser, V and baseline as they are now; `seen` where it
-        was looked at already."""
+        was looked at already, `extra` where the estimator's further noise was drawn already."""
         s, part, valid = self.settings, self.config.baseline, rollout.valid
         several = not self._one_step
         seen = self.look(rollout) if seen is None else seen
@@ -284,18 +301,21 @@ class OnPolicyAgent(Agent):
                 weight = valid / (self.num_envs * (s.episodes if whole else 1))
             if s.discount_states:
                 weight = weight * discount_powers(rollout.time, self.hyper("discount"))
-        extra = self.extra_noise(
-            lambda i, k, shape: self.noise.of_kind(
-                k, Purpose.EXTRA, (self.updates, i), (len(rollout), self.num_envs, *shape), axis=1
-            )
-        )
-        draw = Draw(rollout.action, rollout.noise, extra)
+        draw = Draw(rollout.action, rollout.noise, dict(self.further(len(rollout)) if extra is None else extra))
         parameters = self.value_parameters
         graph = None if several or v_graph is None or parameters is None else (v_graph, parameters.version)
         return Prepared(
             obs, rollout.action_mask, draw, rollout.noise, signal, weight, value_weight, batch, seen.target, graph,
             seen.recorded,
         )  # fmt: skip
+
+    def further(self, steps: int) -> dict[str, Tensor]:
+        """The further noise that the estimator asks for, for a rollout of so many steps."""
+        return self.extra_noise(
+            lambda i, kind, shape: self.noise.of_kind(
+                kind, Purpose.EXTRA, (self.updates, i), (steps, self.num_envs, *shape), axis=1
+            )
+        )
 
     def estimate(self, prepared: Prepared, distribution: Distribution) -> tuple[list[Tensor], Tensor]:
         """The cotangents at the parameters of `distribution`, the policy at these rows, and the surrogate (see
@@ -398,10 +418,10 @@ class OnPolicyAgent(Agent):
                 if prepared.action_mask is not None:
                     mask = by_member(prepared.action_mask.flatten(3)).unflatten(-1, event)
 
-                def noise() -> Tensor:
+                noise = None
+                if c.blend_target == "interpolated":
                     drawn = self.noise.exponential(Purpose.BLEND, (self.updates, 1), (*rows, *event), axis=1)
-                    return by_member(drawn.flatten(3)).unflatten(-1, event)
-
+                    noise = by_member(drawn.flatten(3)).unflatten(-1, event)
                 mixed, worth = self.critic.between(parameters, obs, action, y, w, self.spec.action, mask, noise)
                 obs, action = torch.cat([obs, obs], 1), torch.cat([action, mixed], 1)
                 y, weight = torch.cat([y, worth], 1), torch.cat([weight, weight], 1) / 2
@@ -441,9 +461,19 @@ class OnPolicyAgent(Agent):
 
     def update(self, env: Environment) -> tuple[Metrics, Rollout]:
         """Collect one batch and learn from it. Returns metrics `[P]` and the rollout."""
-        s, baseline = self.settings, self.config.baseline
         rollout = self.collect(env, (self.updates,))
-        prepared = self.prepare(rollout)
+        extra = self.further(len(rollout))
+        if self._one_step and not self._varies and not self.looked_at():
+            metrics = self.executor.call(self.learn, rollout, extra, key=self.places())
+        else:
+            metrics = self.learn(rollout, extra)
+        self.updates += 1
+        return dict(metrics), rollout
+
+    def learn(self, rollout: Rollout, extra: Mapping[str, Tensor]) -> Metrics:
+        """Learn from a rollout with the estimator's further noise. Returns metrics `[P]`."""
+        s, baseline = self.settings, self.config.baseline
+        prepared = self.prepare(rollout, extra=extra)
         if self.probe is not None:
             self.probe(self, prepared)
         learned, found = self.learning(rollout.valid), None
@@ -456,20 +486,30 @@ class OnPolicyAgent(Agent):
             if epoch and s.returns.name == "v_trace":
                 prepared = self.retraced(prepared, rollout)
             for part in self.minibatches(prepared, epoch):
-                metrics |= self.gradient(part)
-                metrics["gradient/norm"] = self.step_policy()
-                metrics |= self.learn_estimator()
-                if self.critic is not None:
-                    metrics |= self.learn_critic(part)
-                if self.value_parameters is not None:
-                    metrics |= self.learn_value(part)
+                if self._one_step or self._varies:
+                    metrics = self.step(part)
+                else:
+                    # The noise that made the actions is there in the very first step only.
+                    key = (*self.places(), part.draw.noise is None)
+                    metrics = self.executor.call(self.step, part, key=key)
+        metrics = dict(metrics)
         if found is None:
             found = self.baseline_after(prepared, learned)
-        self.baseline_state = found[0]
+        self.baseline_state = kept_in_place(self.baseline_state, found[0])
         metrics |= found[1]
         self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, learned, self.hyper("discount"))
-        self.updates += 1
-        return metrics, rollout
+        return metrics
+
+    def step(self, part: Prepared) -> Metrics:
+        """One step of every network on these rows."""
+        metrics = self.gradient(part)
+        metrics["gradient/norm"] = self.step_policy()
+        metrics |= self.learn_estimator()
+        if self.critic is not None:
+            metrics |= self.learn_critic(part)
+        if self.value_parameters is not None:
+            metrics |= self.learn_value(part)
+        return metrics
 
     def baseline_after(self, prepared: Prepared, learned: Tensor) -> tuple[BaselineState, Mapping[str, Tensor]]:
         """The baseline's state after this batch, of whose rows it learns from `learned` `[T, P, N]`, and what to log."""

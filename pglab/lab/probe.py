@@ -58,11 +58,15 @@ class Probe:
 
     def __call__(self, agent: Agent, rows: Any) -> None:
         """`rows` is a `Prepared` or an `ActorRows`, which the agent is about to estimate its gradient from."""
-        if (agent.updates + 1) % self.every:
+        if not self.due(agent):
             return
         began = time.perf_counter()
         self.found = figures(columns(agent, rows))
         self.seconds += time.perf_counter() - began
+
+    def due(self, agent: Agent) -> bool:
+        """Whether the agent's next update is looked at."""
+        return (agent.updates + 1) % self.every == 0
 
     def take(self) -> dict[str, Tensor]:
         """What is to be logged; from here on it has been."""

@@ -1,0 +1,456 @@
+"""A function of tensors as the list of torch operations that it makes, on memory that is allocated once.
+
+Small networks are bound by what surrounds an operation: Python, torch's dispatcher and its graph, memory that is asked for
+and given back. A function that makes the same operations at every call is *recorded* once, below torch's graph (so a
+backward pass is recorded like a forward pass), and from then on only its operations are repeated: views are made
+beforehand, every result is written to memory that was planned from how long it is needed. What a CUDA graph is to a GPU,
+a program is to a CPU, and the same rules hold:
+
+- tensors that the function reads elsewhere than from its inputs are read where they lie: they may be written to between
+  calls, but not replaced;
+- so what it changes for good, it changes in place;
+- numbers are not read from tensors, and nothing else that differs from call to call decides what is done.
+
+A recording that reads a number says so in `Recording.obstacle`; whatever else breaks the rules shows when a program is
+compared with its function, bit for bit, which `pglab.executors.Programs` does before it relies on one.
+"""
+
+from __future__ import annotations
+
+import gc
+import operator
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+EMPTY = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
+"""Operations that allocate and do nothing more."""
+FACTORIES = EMPTY | {
+    "zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "arange",
+    "scalar_tensor", "eye",
+}  # fmt: skip
+"""Operations whose result does not depend on what any tensor holds."""
+COPIES = {"clone", "_to_copy", "lift_fresh_copy"}
+"""Operations that are `copy_` to where the result lies."""
+READS = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "item", "masked_select", "unique_dim", "_unique2"}
+"""Operations that tell the host something, or whose result's shape depends on what tensors hold."""
+
+QUICK = {
+    name: getattr(torch, name)
+    for name in (
+        "add", "sub", "mul", "div", "neg", "exp", "log", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "abs", "sign", "pow",
+        "square", "reciprocal", "floor", "baddbmm", "bmm", "sum", "mean", "amax", "amin", "argmax", "argmin", "cumsum", "cat",
+        "where", "gather", "lerp", "addcmul", "addcdiv", "clamp", "clamp_min", "clamp_max", "minimum", "maximum", "eq", "ne",
+        "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_not", "bitwise_and", "bitwise_or",
+        "remainder", "any", "all", "index_select", "log1p", "expm1", "erf", "atan2", "fmod",
+    )
+}  # fmt: skip
+"""torch's own Python functions, which cost half a microsecond less a call than the operations that they are."""
+REDUCTIONS = {"sum", "mean", "any", "all", "prod"}
+QUICK_IN_PLACE = {
+    name: getattr(Tensor, name)
+    for name in (
+        "add_", "sub_", "mul_", "div_", "neg_", "exp_", "sqrt_", "sigmoid_", "tanh_", "lerp_", "addcmul_", "clamp_", "copy_",
+        "fill_", "zero_", "masked_fill_", "scatter_", "clamp_min_", "clamp_max_",
+    )
+}  # fmt: skip
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    """The tensors of a tree of mappings, sequences and dataclasses, in order; whatever else it holds is passed over."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        return [x for value in tree.values() for x in leaves(value)]
+    if isinstance(tree, (list, tuple)):
+        return [x for value in tree for x in leaves(value)]
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return [x for f in fields(tree) for x in leaves(getattr(tree, f.name))]
+    return []
+
+
+def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same tree (see `leaves`) with every tensor changed."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {key: mapped(value, change) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        made = [mapped(value, change) for value in tree]
+        return type(tree)(*made) if hasattr(tree, "_fields") else type(tree)(made)
+    if is_dataclass(tree) and not isinstance(tree, type):
+        new = {f.name: mapped(getattr(tree, f.name), change) for f in fields(tree) if leaves(getattr(tree, f.name))}
+        return replace(tree, **new) if new else tree
+    return tree
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor that the function made: where it lies in which memory."""
+
+    memory: int
+    """Number of the memory; tensors that are views of each other share one."""
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass
+class Operation:
+    """One operation. Tensors among its arguments are `Value`s where the function made them, themselves otherwise."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: list[Value | Tensor]
+    kind: str
+    """`view` of an argument; `constant`, whatever tensors hold; `changes` an argument; `makes` its results anew."""
+    constant: Tensor | None = None
+    """What a `constant` that is written to later begins as."""
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any, Tensor | None]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        # A copy of what a constant begins as: it may be written to later.
+        name = _name(func)
+        begins = out.clone() if name in FACTORIES and name not in EMPTY and isinstance(out, Tensor) else None
+        # Tensors are held until the recording is over, so that no two of them lie at the same place.
+        self.calls.append((func, args, kwargs or {}, out, begins))
+        return out
+
+
+def _name(func: Any) -> str:
+    return str(func.overloadpacket.__name__)
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+@dataclass
+class Recording:
+    """What a function did, and what it returned."""
+
+    operations: list[Operation]
+    kept: dict[int, Tensor]
+    """Memory that somebody holds on to, by number, with a tensor that lies in it: it has to stay where it is."""
+    changed: list[Tensor]
+    """Tensors of others that the function wrote to."""
+    result: Any
+    obstacle: str | None = None
+    """Why it cannot be repeated, or None."""
+    held: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *inputs: Any) -> Recording:
+        """Call the function, and record what it does."""
+        with _Watch() as watch:
+            result = function(*inputs)
+        calls = watch.calls
+        watch.calls = []
+        values: dict[int, Value] = {}  # by id of the tensor
+        made: set[int] = set()  # memory that the function made
+        written: set[int] = set()
+        numbers: dict[int, int] = {}
+        changed: dict[int, Tensor] = {}
+        obstacle = None
+        for func, args, kwargs, _, _ in calls:
+            if func._schema.is_mutable:
+                written |= {_memory(x) for x in _written(func, args, kwargs)}
+
+        def value(x: Tensor) -> Value | Tensor:
+            if _memory(x) not in made:
+                return x
+            if id(x) not in values:
+                number = numbers.setdefault(_memory(x), len(numbers))
+                values[id(x)] = Value(
+                    number, tuple(x.size()), tuple(x.stride()), int(x.storage_offset()), x.dtype, x.device
+                )
+            return values[id(x)]
+
+        operations: list[Operation] = []
+        fixed: set[int] = set()  # memory of constants that nobody writes to
+        for func, args, kwargs, out, begins in calls:
+            name, results = _name(func), leaves(out if not isinstance(out, Tensor) else [out])
+            if name in READS:
+                obstacle = obstacle or f"it reads numbers from tensors ({name})"
+                continue
+            if torch.Tag.nondeterministic_seeded in func.tags:
+                obstacle = obstacle or f"it draws random numbers itself ({name})"
+            given = {_memory(x) for x in leaves([args, kwargs])}
+            if func._schema.is_mutable:
+                kind = "changes"
+                for x in _written(func, args, kwargs):
+                    if _memory(x) not in made:
+                        changed.setdefault(id(x), x)
+            elif results and all(_memory(x) in given for x in results):
+                kind = "view"
+            elif name in FACTORIES:
+                kind = "constant"
+                if all(_memory(x) not in written for x in results):
+                    fixed |= {_memory(x) for x in results}
+                    continue  # theirs to hold: read where they lie
+                made |= {_memory(x) for x in results}
+            else:
+                kind = "makes"
+                made |= {_memory(x) for x in results}
+            operations.append(
+                Operation(
+                    func,
+                    _swapped(args, value),
+                    _swapped(kwargs, value),
+                    [value(x) for x in results],
+                    kind,
+                    begins,
+                )
+            )
+        tensors = {
+            id(x): (weakref.ref(x), numbers[_memory(x)])
+            for _, args, kwargs, out, _ in calls
+            for x in leaves([args, kwargs, out])
+            if _memory(x) in numbers
+        }
+        del calls, values, args, kwargs, out, results, begins  # type: ignore[possibly-undefined]
+        x = None
+        gc.collect()
+        kept = {}
+        for ref, number in tensors.values():
+            alive = ref()
+            if alive is not None:
+                kept[number] = alive
+        return cls(operations, kept, list(changed.values()), result, obstacle)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that a call writes to."""
+    found = []
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found += leaves([args[i] if i < len(args) else kwargs.get(argument.name)])
+    return found
+
+
+def _swapped(tree: Any, value: Callable[[Tensor], Any]) -> Any:
+    if isinstance(tree, Tensor):
+        return value(tree)
+    if isinstance(tree, dict):
+        return {key: _swapped(x, value) for key, x in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_swapped(x, value) for x in tree)
+    return tree
+
+
+def _values(tree: Any) -> list[Value]:
+    if isinstance(tree, Value):
+        return [tree]
+    if isinstance(tree, dict):
+        return [v for x in tree.values() for v in _values(x)]
+    if isinstance(tree, (list, tuple)):
+        return [v for x in tree for v in _values(x)]
+    return []
+
+
+class Program:
+    """A recording's operations on memory of their own. `run` repeats them."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.memory = 0
+        """Bytes planned for what is not needed afterwards."""
+        last: dict[int, int] = {}  # the last operation that needs each memory
+        for i, op in enumerate(recording.operations):
+            for v in _values([op.args, op.kwargs, op.results]):
+                last[v.memory] = i
+        ends: defaultdict[int, list[int]] = defaultdict(list)
+        for number, i in last.items():
+            ends[i].append(number)
+        extent: dict[int, int] = {}  # bytes of each memory
+        for op in recording.operations:
+            for v in _values([op.args, op.kwargs, op.results]):
+                extent[v.memory] = max(extent.get(v.memory, 0), _extent(v))
+        storage: dict[int, Any] = {number: x.untyped_storage() for number, x in recording.kept.items()}
+        free: defaultdict[tuple[int, torch.device], list[Any]] = defaultdict(list)
+        tensors: dict[int, Tensor] = {}  # by id of the value
+
+        def place(v: Value) -> None:
+            if v.memory in storage:
+                return
+            key = (extent[v.memory], v.device)
+            if free[key]:
+                storage[v.memory] = free[key].pop()
+            else:
+                storage[v.memory] = torch.empty(key[0], dtype=torch.uint8, device=v.device).untyped_storage()
+                self.memory += key[0]
+
+        def tensor(v: Value | Tensor) -> Tensor:
+            if isinstance(v, Tensor):
+                return v
+            if id(v) not in tensors:
+                place(v)
+                with torch.no_grad():
+                    x = torch.empty(0, dtype=v.dtype, device=v.device)
+                    tensors[id(v)] = x.set_(storage[v.memory], v.offset, v.size, v.stride)
+            return tensors[id(v)]
+
+        def concrete(tree: Any) -> Any:
+            if isinstance(tree, Value):
+                return tensor(tree)
+            if isinstance(tree, dict):
+                return {key: concrete(x) for key, x in tree.items()}
+            if isinstance(tree, (list, tuple)):
+                return type(tree)(concrete(x) for x in tree)
+            return tree
+
+        self._calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+        for i, op in enumerate(recording.operations):
+            if op.kind != "view":
+                args, kwargs, results = concrete(op.args), concrete(op.kwargs), [tensor(v) for v in op.results]
+                call = _call(op, args, kwargs, results)
+                if call is not None:
+                    self._calls.append(call)
+            for number in ends[i]:
+                if number not in recording.kept:
+                    sample = storage[number]
+                    free[(sample.nbytes(), sample.device)].append(sample)
+        self._hold = (recording.result, recording.kept)  # what others hold is to be written again, whoever lets go of it
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def run(self) -> None:
+        """Repeat the operations."""
+        with torch.inference_mode():
+            for function, args, kwargs in self._calls:
+                function(*args, **kwargs)
+
+
+def _extent(v: Value) -> int:
+    if 0 in v.size:
+        return 0
+    return (v.offset + sum((n - 1) * s for n, s in zip(v.size, v.stride, strict=True)) + 1) * v.dtype.itemsize
+
+
+def _call(op: Operation, args: Any, kwargs: Any, results: list[Tensor]) -> tuple[Any, Any, Any] | None:
+    """How the operation is repeated: a function, its arguments and its keywords; None where there is nothing to do."""
+    name = _name(op.function)
+    if op.kind == "changes":
+        if name in QUICK_IN_PLACE and op.function._overloadname != "out":
+            return QUICK_IN_PLACE[name], args, kwargs
+        return op.function._op, args, kwargs
+    if op.kind == "constant":
+        return None if op.constant is None else (Tensor.copy_, (results[0], op.constant), {})
+    if name in COPIES:
+        return Tensor.copy_, (results[0], args[0]), {}
+    found = _out(op.function, len(results))
+    if found is None:
+        function = op.function._op
+
+        def copied(*args: Any, **kwargs: Any) -> None:
+            made = function(*args, **kwargs)
+            for x, y in zip(results, [made] if isinstance(made, Tensor) else made, strict=True):
+                x.copy_(y)
+
+        return copied, args, kwargs
+    out, names = found
+    keywords = kwargs | dict(zip(names, results, strict=True))
+    # torch's functions cannot reduce everything to one number and write it where they are told.
+    if name in QUICK and names == ["out"] and not (op.function._overloadname == "default" and name in REDUCTIONS):
+        return QUICK[name], args, keywords
+    return out._op, args, keywords
+
+
+def _out(func: Any, results: int) -> tuple[Any, list[str]] | None:
+    """The operation that writes its results where it is told, and the names of those arguments; None where there is none."""
+    packet = func.overloadpacket
+    plain = [(a.name, str(a.type)) for a in func._schema.arguments]
+    for overload in packet.overloads():
+        candidate = getattr(packet, overload)
+        arguments = candidate._schema.arguments
+        outs = [a.name for a in arguments if a.is_out]
+        if len(outs) == results and [(a.name, str(a.type)) for a in arguments if not a.is_out] == plain:
+            return candidate, outs
+    return None
+
+
+def as_graph(recording: Recording) -> tuple[torch.fx.GraphModule, list[Tensor]]:
+    """The recording as a graph for a compiler, and the tensors that it is a function of: one for each memory that it reads or
+    writes. It writes where the function wrote, and to all that somebody holds on to."""
+    graph = torch.fx.Graph()
+    tensors: list[Tensor] = []
+    bases: dict[int, torch.fx.Node] = {}
+    nodes: dict[int, torch.fx.Node] = {}  # by id of the value or tensor
+
+    def base(x: Tensor) -> torch.fx.Node:
+        storage = x.untyped_storage()
+        if storage._cdata not in bases:
+            whole = torch.empty(0, dtype=x.dtype, device=x.device)
+            whole.set_(storage, 0, (storage.nbytes() // x.element_size(),), (1,))
+            tensors.append(whole)
+            bases[storage._cdata] = graph.placeholder(f"memory_{len(tensors)}")
+        return bases[storage._cdata]
+
+    def lying(x: Tensor | Value, at: torch.fx.Node) -> torch.fx.Node:
+        size, stride, offset = (
+            (x.size, x.stride, x.offset) if isinstance(x, Value) else (list(x.size()), list(x.stride()), x.storage_offset())
+        )
+        return graph.call_function(aten.as_strided.default, (at, list(size), list(stride), offset))
+
+    # Placeholders come before everything else.
+    for op in recording.operations:
+        for x in leaves([op.args, op.kwargs, op.results]):
+            base(x)
+    homes = {number: base(x) for number, x in recording.kept.items()}
+
+    def node(x: Value | Tensor) -> torch.fx.Node:
+        if id(x) not in nodes:
+            assert isinstance(x, Tensor)
+            nodes[id(x)] = lying(x, base(x))
+        return nodes[id(x)]
+
+    def swapped(tree: Any) -> Any:
+        if isinstance(tree, (Value, Tensor)):
+            return node(tree)
+        if isinstance(tree, dict):
+            return {key: swapped(x) for key, x in tree.items()}
+        if isinstance(tree, (list, tuple)):
+            return type(tree)(swapped(x) for x in tree)
+        return tree
+
+    last: dict[int, Value] = {}
+    for op in recording.operations:
+        made = graph.call_function(op.function, tuple(swapped(op.args)), swapped(op.kwargs))
+        if op.kind == "changes":
+            continue
+        several = len(op.function._schema.returns) > 1 or isinstance(op.function._schema.returns[0].type, torch.ListType)
+        for i, v in enumerate(op.results):
+            nodes[id(v)] = graph.call_function(operator.getitem, (made, i)) if several else made
+            if isinstance(v, Value) and op.kind != "view":
+                last[v.memory] = v
+    for number, home in homes.items():
+        v = last[number]
+        graph.call_function(aten.copy_.default, (lying(v, home), nodes[id(v)]))
+    graph.output(())
+    return torch.fx.GraphModule(torch.nn.Module(), graph), tensors
+
+
+def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Whether tensors are equal bit for bit, NaN to NaN."""
+    return len(a) == len(b) and all(
+        x.shape == y.shape and torch.equal(torch.nan_to_num(x, 7.0), torch.nan_to_num(y, 7.0)) if x.is_floating_point()
+        else torch.equal(x, y)
+        for x, y in zip(a, b, strict=True)
+    )  # fmt: skip

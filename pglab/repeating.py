@@ -1,0 +1,215 @@
+"""Executors that repeat a function instead of calling it: programs, compiled code, CUDA graphs."""
+
+from __future__ import annotations
+
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pglab.executors import Block, OfTensors, Play, Playing
+from pglab.programs import Program, Recording, as_graph, leaves, mapped, same
+from pglab.rollout import Rollout
+
+CHANGES = 8
+"""How often a function may turn out to be another one before it is called as it is."""
+OPTIONS: dict[str, Any] = {"cpp_wrapper": True}
+"""The C++ wrapper spares some 20 Python calls a step of the rollout."""
+
+
+@dataclass
+class Held:
+    """What is known of one function."""
+
+    key: object = None
+    changes: int = 0
+    inputs: list[Tensor] = field(default_factory=list)
+    """Where a repetition reads its inputs."""
+    repeat: Callable[[], object] | None = None
+    recording: Recording | None = None
+    result: Any = None
+    checked: bool = False
+    as_it_is: bool = False
+    """It is called, always."""
+
+
+class Repeating(OfTensors, ABC):
+    """Functions are called once, since a first call sets up what is set up once, captured at their second call and repeated
+    from then on. Where one keeps changing, or cannot be captured, it is called as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: dict[Callable[..., Any], Held] = {}
+        self._own: set[int] = set()
+        """Ids of the tensors that captured functions returned, which stay where they are."""
+
+    @abstractmethod
+    def capture(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+        """Call the function once, and set `held.repeat` to what repeats it on `held.inputs`; or `held.as_it_is`. Returns the
+        result, which every repetition overwrites."""
+
+    def check(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+        """The third call: whether repeating is the same as calling may be looked at. Returns the result."""
+        return self.repeat(held, inputs)
+
+    def make(self, playing: Playing, length: int) -> tuple[Play, int]:
+        return playing, length
+
+    def play(self, block: Block, *now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Rollout]:
+        played: tuple[Tensor, Tensor, Tensor, Tensor, Rollout] = self.call(block, *now, key=block.agent.places())
+        return played
+
+    def kept(self, tree: Any) -> Any:
+        return mapped(tree, torch.clone)
+
+    def call(self, function: Callable[..., Any], *inputs: Any, key: object = None) -> Any:
+        held = self._held.setdefault(function, Held())
+        given = leaves(inputs)
+        key = (key, *[x.shape for x in given])
+        if held.as_it_is:
+            return function(*inputs)
+        if key != held.key:
+            changes = held.changes + 1
+            self._held[function] = Held(key, changes, as_it_is=changes > CHANGES)
+            return self.first(function, inputs)
+        if held.repeat is None:
+            # What another captured function returned is always in the same place; anything else is copied.
+            held.inputs = [x if id(x) in self._own else x.clone() for x in given]
+            copies = iter(held.inputs)
+            held.result = self.capture(held, function, [mapped(x, lambda _: next(copies)) for x in inputs])
+            self._own |= {id(x) for x in leaves(held.result)}
+            return held.result
+        if not held.checked:
+            held.checked = True
+            return self.check(held, function, inputs)
+        return self.repeat(held, inputs)
+
+    def first(self, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+        """The first call."""
+        return function(*inputs)
+
+    def repeat(self, held: Held, inputs: Sequence[Any]) -> Any:
+        """Repeat the function on these inputs."""
+        assert held.repeat is not None
+        pairs = [(x, y) for x, y in zip(held.inputs, leaves(inputs), strict=True) if x is not y]
+        if pairs:
+            with torch.inference_mode():
+                torch._foreach_copy_([x for x, _ in pairs], [y for _, y in pairs])
+        held.repeat()
+        return held.result
+
+
+class Programs(Repeating):
+    """As programs (see `pglab.programs`): the same operations, bit for bit the same results, without what surrounds an
+    operation. Before a program is relied on it is compared with its function."""
+
+    name = "program"
+
+    def capture(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+        recording = Recording.of(function, *inputs)
+        if recording.obstacle is None:
+            held.recording = recording
+            held.repeat = Program(recording).run
+        else:
+            self._give_up(held, function, recording.obstacle)
+        return recording.result
+
+    def check(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+        assert held.recording is not None
+        changed = held.recording.changed
+        with torch.no_grad():
+            before = [x.clone() for x in changed]
+        result = function(*inputs)
+        with torch.no_grad():
+            expected = [x.clone() for x in (*leaves(result), *changed)]
+            for x, y in zip(changed, before, strict=True):
+                x.copy_(y)
+            try:
+                repeated = self.repeat(held, inputs)
+                if same([*leaves(repeated), *changed], expected):
+                    return repeated
+                why = "repeated it gives other numbers"
+            except (RuntimeError, TypeError) as error:
+                why = f"repeating it fails: {str(error).splitlines()[0]}"
+            for x, y in zip(changed, expected[len(leaves(result)) :], strict=True):
+                x.copy_(y)
+        self._give_up(held, function, why)
+        return result
+
+    def _give_up(self, held: Held, function: Callable[..., Any], why: str) -> None:
+        held.as_it_is, held.repeat, held.recording = True, None, None
+        name = getattr(function, "__name__", type(function).__name__).strip("_")
+        self.note(f"Part {name!r} of the update runs operation by operation: {why}.")
+
+
+class Compiled(Programs):
+    """Compiled by `torch.compile`: rollouts in chunks of at most `chunk` steps, and the programs of everything else.
+
+    Compiling takes some tens of seconds the first time.
+    """
+
+    name = "compile"
+    chunk = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._play: tuple[Any, Any, Play] | None = None
+
+    def make(self, playing: Playing, length: int) -> tuple[Play, int]:
+        # One compiled function serves blocks of all lengths: torch keeps a version for each shape.
+        if self._play is None or self._play[0] is not playing.agent or self._play[1] is not playing.env:
+            self._play = playing.agent, playing.env, _compiled(playing.__call__)
+        return self._play[2], min(self.chunk, length)
+
+    def play(self, block: Block, *now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Rollout]:
+        return block(*now)
+
+    def check(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+        result = super().check(held, function, inputs)
+        if held.recording is not None:
+            graph, tensors = as_graph(held.recording)
+            with torch.no_grad():
+                compiled = torch._inductor.compile(graph, tensors, options=OPTIONS)
+
+            def repeat() -> None:
+                with torch.no_grad():
+                    compiled(*tensors)
+
+            held.repeat = repeat
+        return result
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile` of a function or method, as a function of its own: torch keeps what it compiled by code object, at
+    most eight versions of each, and agents share theirs."""
+    f = getattr(function, "__func__", function)
+    own: Any = types.FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+    bound = own if f is function else types.MethodType(own, getattr(function, "__self__", None))
+    return torch.compile(bound, dynamic=False, fullgraph=True, options=OPTIONS)
+
+
+class CudaGraph(Repeating):
+    """Captured as CUDA graphs: one launch for a rollout, and one for the update."""
+
+    name = "cudagraph"
+
+    def first(self, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+        # Libraries set themselves up at a first call, which cannot be captured, and do so for each stream.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            result = function(*inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        return result
+
+    def capture(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = function(*inputs)
+        graph.replay()  # a capture does nothing by itself
+        held.repeat = graph.replay
+        return result
