@@ -28,8 +28,10 @@ class QCritic:
         self.target = self.parameters.frozen_copy()
 
     def all(self, parameters: Parameters, obs: Tensor, action: Tensor) -> Tensor:
-        """Every copy's value: obs `[P, B, O]`, action `[*L, P, B, E]`, result `[C, *L, P, B]`."""
-        return self._values(self.network(parameters.views, self._inputs(obs, action)), action)
+        """Every copy's value: obs `[P, B, O]`, action `[*L, P, B, E]`, result `[C, *L, P, B]`. Carries the gradient of the
+        action, not of the parameters, which `regression` gives."""
+        views = {name: view.detach() for name, view in parameters.views.items()}
+        return self._values(self.network(views, self._inputs(obs, action)), action)
 
     def _inputs(self, obs: Tensor, action: Tensor) -> Tensor:
         """What the network reads, `[P*C, L*B, O+E]`."""

@@ -102,11 +102,18 @@ class Playing:
         rest = iter(into or ())
 
         def act(obs: Tensor, action_mask: Tensor | None) -> Distribution:
-            hidden, output = policy.network.run(weights, agent.preprocessor.observations(obs))
-            if into is not None:
-                for x, made in zip(next(rest), (*hidden, output), strict=True):
+            seen = agent.preprocessor.observations(obs)
+            if into is None:
+                # As a row of its own: torch picks the largest of few numbers ten times faster where they lie side by side.
+                return policy.parameterized(views, policy.network.run(weights, seen)[1].contiguous())
+            *places, place = next(rest)
+            if torch.compiler.is_compiling():
+                hidden, output = policy.network.run(weights, seen)
+                for x, made in zip(places, hidden, strict=True):
                     x.copy_(made)
-            return policy.parameterized(views, output)
+                place.copy_(output)
+                return policy.parameterized(views, output)
+            return policy.parameterized(views, place.copy_(policy.network.run(weights, seen, places)[1]))
 
         def advance(action: Tensor, start: Tensor | None) -> Step:
             assert start is not None
@@ -126,7 +133,7 @@ class Block:
     """A whole block of a torch-native environment, played `size` steps at a time."""
 
     def __init__(self, agent: Agent, env: TorchEnvironment, recorder: Recorder | None, play: Play, size: int) -> None:
-        self.agent, self.env, self.recorder, self._play, self._size = agent, env, recorder, play, size
+        self.agent, self.env, self.recorder, self._play, self.size = agent, env, recorder, play, size
 
     def __call__(
         self, state: Tensor, elapsed: Tensor, obs: Tensor, time: Tensor, noise: Tensor, starts: Tensor
@@ -134,8 +141,8 @@ class Block:
         """State `[P, N, S]`, elapsed steps, observations and steps in the episode afterwards, and the rollout."""
         length, parts = len(noise), []
         with torch.no_grad():
-            for t in range(0, length, self._size):
-                now = slice(t, t + self._size)
+            for t in range(0, length, self.size):
+                now = slice(t, t + self.size)
                 into = None if self.recorder is None else self.recorder.rows[now]
                 state, elapsed, obs, columns = self._play(state, elapsed, obs, noise[now], starts[now], into)
                 parts.append(columns)
@@ -188,7 +195,7 @@ class OfTensors(Executor, ABC):
         return rollout, Position(obs, time, None)
 
 
-REPEATED_ROWS = 2**17
+REPEATED_ROWS = 2**19
 """`auto` runs updates of at most so many rows (of all members together) as programs: with more, arithmetic is what takes the
 time, and a recording holds every intermediate result at once."""
 

@@ -22,7 +22,7 @@ import operator
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,15 +66,28 @@ QUICK_IN_PLACE = {
 
 def leaves(tree: Any) -> list[Tensor]:
     """The tensors of a tree of mappings, sequences and dataclasses, in order; whatever else it holds is passed over."""
+    found: list[Tensor] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: Any, found: list[Tensor]) -> None:
     if isinstance(tree, Tensor):
-        return [tree]
+        found.append(tree)
+        return
     if isinstance(tree, dict):
-        return [x for value in tree.values() for x in leaves(value)]
-    if isinstance(tree, (list, tuple)):
-        return [x for value in tree for x in leaves(value)]
-    if is_dataclass(tree) and not isinstance(tree, type):
-        return [x for f in fields(tree) for x in leaves(getattr(tree, f.name))]
-    return []
+        parts = tree.values()
+    elif isinstance(tree, (list, tuple)):
+        parts = tree
+    elif hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type):
+        parts = vars(tree).values()
+    else:
+        return
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif part is not None:
+            _gather(part, found)
 
 
 def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -86,8 +99,8 @@ def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, (list, tuple)):
         made = [mapped(value, change) for value in tree]
         return type(tree)(*made) if hasattr(tree, "_fields") else type(tree)(made)
-    if is_dataclass(tree) and not isinstance(tree, type):
-        new = {f.name: mapped(getattr(tree, f.name), change) for f in fields(tree) if leaves(getattr(tree, f.name))}
+    if hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type):
+        new = {name: mapped(part, change) for name, part in vars(tree).items() if leaves(part)}
         return replace(tree, **new) if new else tree
     return tree
 
@@ -315,13 +328,11 @@ class Program:
                 return type(tree)(concrete(x) for x in tree)
             return tree
 
-        self._calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+        self._calls: list[Call] = []
         for i, op in enumerate(recording.operations):
             if op.kind != "view":
                 args, kwargs, results = concrete(op.args), concrete(op.kwargs), [tensor(v) for v in op.results]
-                call = _call(op, args, kwargs, results)
-                if call is not None:
-                    self._calls.append(call)
+                self._calls += _calls(op, args, kwargs, results)
             for number in ends[i]:
                 if number not in recording.kept:
                     sample = storage[number]
@@ -344,33 +355,81 @@ def _extent(v: Value) -> int:
     return (v.offset + sum((n - 1) * s for n, s in zip(v.size, v.stride, strict=True)) + 1) * v.dtype.itemsize
 
 
-def _call(op: Operation, args: Any, kwargs: Any, results: list[Tensor]) -> tuple[Any, Any, Any] | None:
-    """How the operation is repeated: a function, its arguments and its keywords; None where there is nothing to do."""
-    name = _name(op.function)
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+"""A function, its arguments and its keywords."""
+
+
+def _calls(op: Operation, args: Any, kwargs: Any, results: list[Tensor]) -> list[Call]:
+    """What repeats the operation."""
+    func, name = op.function, _name(op.function)
     if op.kind == "changes":
-        if name in QUICK_IN_PLACE and op.function._overloadname != "out":
-            return QUICK_IN_PLACE[name], args, kwargs
-        return op.function._op, args, kwargs
+        return [(_quick(func, QUICK_IN_PLACE) or _quick(func, QUICK) or func._op, args, kwargs)]
     if op.kind == "constant":
-        return None if op.constant is None else (Tensor.copy_, (results[0], op.constant), {})
+        return [] if op.constant is None else [(Tensor.copy_, (results[0], op.constant), {})]
     if name in COPIES:
-        return Tensor.copy_, (results[0], args[0]), {}
-    found = _out(op.function, len(results))
+        return [(Tensor.copy_, (results[0], args[0]), {})]
+    special = SPECIAL.get(func)
+    if special is not None:
+        calls = special(results[0], *args, **kwargs)
+        if calls:
+            return calls
+    found = _out(func, len(results))
     if found is None:
-        function = op.function._op
+        plain = func._op
 
         def copied(*args: Any, **kwargs: Any) -> None:
-            made = function(*args, **kwargs)
+            made = plain(*args, **kwargs)
             for x, y in zip(results, [made] if isinstance(made, Tensor) else made, strict=True):
                 x.copy_(y)
 
-        return copied, args, kwargs
+        return [(copied, args, kwargs)]
     out, names = found
-    keywords = kwargs | dict(zip(names, results, strict=True))
     # torch's functions cannot reduce everything to one number and write it where they are told.
-    if name in QUICK and names == ["out"] and not (op.function._overloadname == "default" and name in REDUCTIONS):
-        return QUICK[name], args, keywords
-    return out._op, args, keywords
+    whole = func._overloadname == "default" and name in REDUCTIONS
+    return [((None if whole else _quick(out, QUICK)) or out._op, args, kwargs | dict(zip(names, results, strict=True)))]
+
+
+def _quick(func: Any, functions: dict[str, Any]) -> Any:
+    """torch's own Python function for the operation, if it is among these; None for another one."""
+    outs = [a.name for a in func._schema.arguments if a.is_out]
+    return functions.get(_name(func)) if outs == (["out"] if functions is QUICK else []) else None
+
+
+def _number(x: Tensor, value: float) -> Tensor:
+    """A number as the tensor that takes its part in arithmetic with `x`."""
+    return torch.tensor(value, dtype=x.dtype, device=x.device)
+
+
+def _rsub(out: Tensor, x: Tensor, value: float, alpha: float = 1) -> list[Call]:
+    """`value - x`, of which torch has no quick form."""
+    if alpha != 1 or out.dtype != x.dtype:
+        return []
+    return [(torch.sub, (_number(x, value), x), {"out": out})]
+
+
+def _masked_fill(out: Tensor, x: Tensor, mask: Tensor, value: float) -> list[Call]:
+    return [(torch.where, (mask, _number(x, value), x), {"out": out})] if x.shape == out.shape else []
+
+
+def _stack(out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> list[Call]:
+    """Few parts one by one, in one call; many by `cat`."""
+    if len(parts) <= 8:
+        return [(torch._foreach_copy_, (list(out.unbind(dim)), list(parts)), {})]
+    dim = dim if dim >= 0 else dim + out.ndim
+    return [(torch.cat, ([x.unsqueeze(dim) for x in parts], dim), {"out": out})]
+
+
+def _select_backward(out: Tensor, g: Tensor, sizes: Sequence[int], dim: int, index: int) -> list[Call]:
+    return [(Tensor.zero_, (out,), {}), (Tensor.copy_, (out.select(dim, index), g), {})]
+
+
+SPECIAL: dict[Any, Callable[..., list[Call]]] = {
+    aten.rsub.Scalar: _rsub,
+    aten.masked_fill.Scalar: _masked_fill,
+    aten.stack.default: _stack,
+    aten.select_backward.default: _select_backward,
+}
+"""Operations that other operations do as well, bit for bit, at half of the cost or less."""
 
 
 def _out(func: Any, results: int) -> tuple[Any, list[str]] | None:
@@ -384,6 +443,51 @@ def _out(func: Any, results: int) -> tuple[Any, list[str]] | None:
         if len(outs) == results and [(a.name, str(a.type)) for a in arguments if not a.is_out] == plain:
             return candidate, outs
     return None
+
+
+PRODUCTS = (aten.bmm.default, aten.baddbmm.default)
+THIN = 4
+"""A product over so few columns is written as a sum for a compiler, which makes it with what comes before and after."""
+
+
+def _thin(graph: torch.fx.Graph, op: Operation, swapped: Callable[[Any], Any]) -> torch.fx.Node | None:
+    """A batched product whose operands are thin as operations element by element; None for others."""
+    *bias, a, b = op.args
+    inner, rows, columns = _size(a)[2], _size(a)[1], _size(b)[2]
+    x, y = swapped(a), swapped(b)
+
+    def call(function: Any, *args: Any) -> torch.fx.Node:
+        return graph.call_function(function, args)
+
+    def part(z: torch.fx.Node, dim: int, i: int) -> torch.fx.Node:
+        return call(aten.slice.Tensor, z, dim, i, i + 1)
+
+    if inner <= THIN:
+        total = call(aten.mul.Tensor, part(x, 2, 0), part(y, 1, 0))
+        for i in range(1, inner):
+            total = call(aten.add.Tensor, total, call(aten.mul.Tensor, part(x, 2, i), part(y, 1, i)))
+    elif rows <= THIN // 2 and inner <= WIDE:
+        turned = call(aten.transpose.int, y, 1, 2)  # [P, columns, inner]
+        made = [call(aten.sum.dim_IntList, call(aten.mul.Tensor, turned, part(x, 1, i)), [2]) for i in range(rows)]
+        total = call(aten.stack.default, made, 1)
+    else:
+        return None
+    del columns
+    if bias:
+        scale = {"beta": 1, "alpha": 1} | op.kwargs
+        if scale["alpha"] != 1:
+            total = call(aten.mul.Tensor, total, scale["alpha"])
+        offset = swapped(bias[0])
+        total = call(aten.add.Tensor, total, offset if scale["beta"] == 1 else call(aten.mul.Tensor, offset, scale["beta"]))
+    return total
+
+
+def _size(x: Value | Tensor) -> tuple[int, ...]:
+    return tuple(x.size) if isinstance(x, Value) else tuple(x.size())
+
+
+WIDE = 128
+"""A row times a matrix of at most so many rows is written as a sum too."""
 
 
 def as_graph(recording: Recording) -> tuple[torch.fx.GraphModule, list[Tensor]]:
@@ -432,7 +536,9 @@ def as_graph(recording: Recording) -> tuple[torch.fx.GraphModule, list[Tensor]]:
 
     last: dict[int, Value] = {}
     for op in recording.operations:
-        made = graph.call_function(op.function, tuple(swapped(op.args)), swapped(op.kwargs))
+        made = _thin(graph, op, swapped) if op.function in PRODUCTS else None
+        if made is None:
+            made = graph.call_function(op.function, tuple(swapped(op.args)), swapped(op.kwargs))
         if op.kind == "changes":
             continue
         several = len(op.function._schema.returns) > 1 or isinstance(op.function._schema.returns[0].type, torch.ListType)

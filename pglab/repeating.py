@@ -17,6 +17,8 @@ from pglab.rollout import Rollout
 
 CHANGES = 8
 """How often a function may turn out to be another one before it is called as it is."""
+FEW = 100
+"""Functions of fewer operations stay programs: a compiled one saves nothing that is worth the seconds."""
 OPTIONS: dict[str, Any] = {"cpp_wrapper": True}
 """The C++ wrapper spares some 20 Python calls a step of the rollout."""
 
@@ -60,7 +62,7 @@ class Repeating(OfTensors, ABC):
         return playing, length
 
     def play(self, block: Block, *now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Rollout]:
-        played: tuple[Tensor, Tensor, Tensor, Tensor, Rollout] = self.call(block, *now, key=block.agent.places())
+        played: tuple[Tensor, Tensor, Tensor, Tensor, Rollout] = self.call(block, *now, key=block.agent.acting_places())
         return played
 
     def kept(self, tree: Any) -> Any:
@@ -147,7 +149,8 @@ class Programs(Repeating):
 
 
 class Compiled(Programs):
-    """Compiled by `torch.compile`: rollouts in chunks of at most `chunk` steps, and the programs of everything else.
+    """Compiled by `torch.compile`: rollouts in chunks of at most `chunk` steps, and the programs of whatever else has many
+    operations. Shorter rollouts are programs, of which a call costs less.
 
     Compiling takes some tens of seconds the first time.
     """
@@ -160,17 +163,19 @@ class Compiled(Programs):
         self._play: tuple[Any, Any, Play] | None = None
 
     def make(self, playing: Playing, length: int) -> tuple[Play, int]:
+        if length < self.chunk:
+            return playing, length
         # One compiled function serves blocks of all lengths: torch keeps a version for each shape.
         if self._play is None or self._play[0] is not playing.agent or self._play[1] is not playing.env:
             self._play = playing.agent, playing.env, _compiled(playing.__call__)
-        return self._play[2], min(self.chunk, length)
+        return self._play[2], self.chunk
 
     def play(self, block: Block, *now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Rollout]:
-        return block(*now)
+        return super().play(block, *now) if block.size < self.chunk else block(*now)
 
     def check(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         result = super().check(held, function, inputs)
-        if held.recording is not None:
+        if held.recording is not None and len(held.recording.operations) >= FEW:
             graph, tensors = as_graph(held.recording)
             with torch.no_grad():
                 compiled = torch._inductor.compile(graph, tensors, options=OPTIONS)

@@ -36,7 +36,18 @@ class Replay:
         self.capacity = capacity
         self.data = torch.zeros(members, capacity, sum(self.widths), device=device)  # [P, C, F]
         self._offset = torch.arange(members, device=device).unsqueeze(1) * capacity  # [P, 1]
-        self.count = 0
+        self._count = 0
+        self._place = torch.zeros((), dtype=torch.int64, device=device)  # `count`, where operations can read it
+
+    @property
+    def count(self) -> int:
+        """How many transitions were ever added per member. To set it says that the newest lie where they belong."""
+        return self._count
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self._count = count
+        self._place.fill_(count)
 
     @property
     def size(self) -> int:
@@ -57,8 +68,20 @@ class Replay:
 
     def append(self, packed: Tensor) -> None:
         """Append packed rows `[P, n, F]`, overwriting the oldest."""
-        self.write(packed[:, -self.capacity :], self.count + max(0, packed.shape[1] - self.capacity))
-        self.count += packed.shape[1]
+        self.put(packed)
+        self.have_put(packed.shape[1])
+
+    def put(self, packed: Tensor) -> None:
+        """What `append` does to tensors, to be followed by `have_put`: operations that may be repeated without Python."""
+        n = packed.shape[1]
+        kept = min(n, self.capacity)
+        index = (torch.arange(n - kept, n, device=packed.device) + self._place) % self.capacity
+        self.data.index_copy_(1, index, packed[:, n - kept :])
+        self._place += n
+
+    def have_put(self, n: int) -> None:
+        """`put` was done with `n` rows."""
+        self._count += n
 
     def write(self, packed: Tensor, at: int) -> None:
         """Put packed rows `[P, n <= capacity, F]` where the rows number `at`, `at + 1`, ... belong."""
@@ -74,18 +97,11 @@ class Replay:
 
     def sample(self, u: Tensor, newest: int | None = None) -> Transitions:
         """The transitions that uniforms `u` `[P, B]` on (0, 1) pick: from all held, or from the `newest` ones."""
-        return self.unpack(self.pick(u, newest))
-
-    def pick(self, u: Tensor, newest: int | None = None) -> Tensor:
-        """`sample`, packed, `[P, B, F]`."""
-        n = self.size if newest is None else min(newest, self.size)
-        back = (u * n).long().clamp_(max=n - 1)  # [P, B]: 0 is the newest
-        row = (self.count - 1 - back) % self.capacity
-        return self.data.view(-1, self.data.shape[-1])[row + self._offset]
-
-    def unpack(self, packed: Tensor) -> Transitions:
-        """Packed rows `[P, B, F]` as transitions: views."""
-        obs, action, reward, terminated, final_obs, valid, *masks = packed.split(self.widths, dim=-1)
+        n = self._place.clamp(max=self.capacity if newest is None else min(newest, self.capacity))
+        back = torch.minimum((u * n).long(), n - 1)  # [P, B]: 0 is the newest
+        row = (self._place - 1 - back) % self.capacity
+        found = self.data.view(-1, self.data.shape[-1])[row + self._offset]  # [P, B, F]
+        obs, action, reward, terminated, final_obs, valid, *masks = found.split(self.widths, dim=-1)
         return Transitions(
             obs,
             action,

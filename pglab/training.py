@@ -26,7 +26,7 @@ from pglab.lab.probe import Probe
 from pglab.lab.statistics import iqm
 from pglab.lab.variance import measure
 from pglab.population import Population
-from pglab.rollout import episode_sums
+from pglab.rollout import Rollout, episode_sums
 from pglab.stages import FINAL, Look, Stages
 from pglab.tracking import MemberLabel, RunFolder, Tracker, opening
 from pglab.tracking.files import write_json
@@ -274,14 +274,22 @@ class Trainer:
         self.agent.begin_update(progress, active)
         self._look()
 
-    def _count(self, rollout: Any) -> None:
-        self.steps += rollout.valid.sum((0, 2)).cpu().numpy()
-        whole = self.agent.steps_per_update is None  # whole episodes, which start and end within the batch
+    def _count(self, rollout: Rollout) -> None:
+        if self.agent.steps_per_update is None:  # whole episodes, of another length each time
+            steps = self.count(rollout)
+        else:
+            steps = self.agent.executor.call(self.count, rollout, key=(id(self.running), id(self.finished_sum)))
+        self.steps += steps.cpu().numpy()
+
+    def count(self, rollout: Rollout) -> torch.Tensor:
+        """Add up the episodes that ended; returns the steps that were made, `[P]`."""
+        whole = self.agent.steps_per_update is None  # they start and end within the batch
         running = torch.zeros_like(rollout.reward[0]) if whole else self.running
         total, length, count, running = episode_sums(rollout, running)
         if not whole:
-            self.running = running
+            self.running.copy_(running)
         self.finished_sum += torch.stack([total, length, count])
+        return rollout.valid.sum((0, 2))
 
     def _after_update(self, metrics: dict[str, Any]) -> None:
         at = int(self.steps.min())

@@ -158,13 +158,14 @@ class ActorCriticAgent(Agent):
         if size:
             resets = self.chunks.take("uniform", Purpose.RESET, self.rounds, (steps, n, size)).transpose(0, 1)
         rollout, self.position = self.executor.block(self, env, self.position, actions, resets)
-        self.replay.append(self.executor.call(self.packed, rollout, self.position))
+        self.executor.call(self.store, rollout, self.position)
+        self.replay.have_put(self.round_rows)
         self.rounds += 1
         return rollout
 
-    def packed(self, rollout: Rollout, after: Position) -> Tensor:
-        """A rollout's transitions as the replay holds them, `[P, T*N, F]`."""
-        return self.replay.pack(self._transitions(rollout, after))
+    def store(self, rollout: Rollout, after: Position) -> None:
+        """Put a rollout into the replay."""
+        self.replay.put(self.replay.pack(self._transitions(rollout, after)))
 
     def _transitions(self, rollout: Rollout, after: Position) -> Transitions:
         def rows(x: Tensor) -> Tensor:
@@ -356,19 +357,19 @@ class ActorCriticAgent(Agent):
         if self.rounds * self.round_rows >= s.replay.warmup:
             for _ in range(s.updates_per_round):
                 u = self.chunks.take("uniform", Purpose.REPLAY, self.updates, (s.replay.batch_size,))
-                packed, draws = self.replay.pick(u, self.newest), self.draws(s.replay.batch_size)
+                draws = self.draws(s.replay.batch_size)
                 if self.looked_at():
-                    metrics = self.learn(packed, draws)
+                    metrics = self.learn(u, draws)
                 else:
-                    metrics = self.executor.call(self.learn, packed, draws, key=self.places())
+                    metrics = self.executor.call(self.learn, u, draws, key=self.places())
                 self.updates += 1
         learned = self.learning(rollout.valid)
         self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, learned, self.hyper("discount"))
         return dict(metrics), rollout
 
-    def learn(self, packed: Tensor, draws: Draws) -> Metrics:
-        """One update of critic and actor from rows of the replay, `[P, B, F]`. Returns metrics `[P]`."""
-        rows = self.replay.unpack(packed)
+    def learn(self, u: Tensor, draws: Draws) -> Metrics:
+        """One update of critic and actor from the rows of the replay that uniforms `u` `[P, B]` pick. Returns metrics `[P]`."""
+        rows = self.replay.sample(u, self.newest)
         metrics = self.learn_critic(rows, draws)
         states = self.actor_rows(rows, draws.update, draws.extra)
         if self.probe is not None:

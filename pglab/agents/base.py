@@ -82,6 +82,10 @@ class Agent(ABC):
         """Where what an update changes lies: as long as it is the same, the update may be repeated instead of called."""
         return (self.active is None, *map(id, leaves(self.changing())))
 
+    def acting_places(self) -> tuple[int, ...]:
+        """Where what acting reads lies."""
+        return (id(self.policy_parameters), *map(id, leaves(self.preprocessor.state)))
+
     def act(self, obs: Tensor, action_mask: Tensor | None) -> Distribution:
         """The policy at raw observations `[P, N, O]`."""
         return self.policy.distribution(self.policy_parameters, self.preprocessor.observations(obs), action_mask)
