@@ -67,10 +67,6 @@ class Executor:
         """What `block` or `call` returned, to be kept beyond the next one."""
         return tree
 
-    def pure(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A pure function of tensors as this executor runs it."""
-        return function
-
 
 class Eager(Executor):
     """Operation by operation."""

@@ -34,9 +34,9 @@ class OptimizerConfig(Strict):
     """Adam and RMSprop: added to the root of the second moment."""
 
     def initial(self, flat: Tensor) -> dict[str, Any]:
-        """The optimizer's state for parameters `[P, n]`: tensors `[P, n]` and a step count (a tensor too, so that a step
-        is operations on tensors alone)."""
-        state = {"steps": torch.zeros((), dtype=torch.float64, device=flat.device)}
+        """The optimizer's state for parameters `[P, n]`: tensors `[P, n]`, and step counts `[P, 1]` (tensors too, so that a
+        step is operations on tensors alone)."""
+        state = {"steps": flat.new_zeros(len(flat), 1, dtype=torch.float64)}
         if self.name == "adam" or (self.name == "sgd" and self.momentum):
             state["first"] = torch.zeros_like(flat)
         if self.name in ("adam", "rmsprop"):
@@ -50,9 +50,9 @@ class OptimizerConfig(Strict):
             first, second = state["first"], state["second"]
             first.lerp_(grad, 1 - self.beta1)
             second.mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
-            # Numbers in float64, which take part in float32 arithmetic as numbers do.
-            root = second.sqrt().div_((1 - self.beta2**t).sqrt_()).add_(self.eps)
-            flat.sub_(first / root * (learning_rate / (1 - self.beta1**t)))
+            short = [(1 - beta**t) for beta in (self.beta1, self.beta2)]  # what the moments lack of their full weight
+            root = second.sqrt().div_(short[1].sqrt_().to(second.dtype)).add_(self.eps)
+            flat.sub_(first / root * (learning_rate / short[0].to(first.dtype)))
         elif self.name == "rmsprop":
             state["second"].mul_(self.alpha).addcmul_(grad, grad, value=1 - self.alpha)
             flat.sub_(learning_rate * grad / state["second"].sqrt().add_(self.eps))
@@ -63,10 +63,12 @@ class OptimizerConfig(Strict):
             flat.sub_(learning_rate * grad)
 
 
-def optimizer_state(saved: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state as a checkpoint holds it; older ones hold the step count as a number."""
-    first = next((x for x in saved.values() if isinstance(x, torch.Tensor)), torch.zeros(()))
-    return saved | {"steps": torch.as_tensor(saved["steps"], dtype=torch.float64, device=first.device)}
+def optimizer_state(saved: dict[str, Any], members: int, device: torch.device) -> dict[str, Any]:
+    """An optimizer's state as a checkpoint holds it, for `members` members; older ones hold the step count as a number."""
+    steps = saved["steps"]
+    if isinstance(steps, torch.Tensor):
+        return saved
+    return saved | {"steps": torch.full((members, 1), float(steps), dtype=torch.float64, device=device)}
 
 
 def clip_by_member(grad: Tensor, limit: float | None) -> Tensor:

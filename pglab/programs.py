@@ -21,8 +21,8 @@ import gc
 import operator
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,6 +75,7 @@ def _gather(tree: Any, found: list[Tensor]) -> None:
     if isinstance(tree, Tensor):
         found.append(tree)
         return
+    parts: Iterable[Any]
     if isinstance(tree, dict):
         parts = tree.values()
     elif isinstance(tree, (list, tuple)):
@@ -135,7 +136,7 @@ class Operation:
 class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any, Tensor | None]] = []
+        self.calls: list[Watched] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -167,86 +168,78 @@ class Recording:
     result: Any
     obstacle: str | None = None
     """Why it cannot be repeated, or None."""
-    held: list[Any] = field(default_factory=list)
 
     @classmethod
     def of(cls, function: Callable[..., Any], *inputs: Any) -> Recording:
         """Call the function, and record what it does."""
         with _Watch() as watch:
             result = function(*inputs)
-        calls = watch.calls
-        watch.calls = []
-        values: dict[int, Value] = {}  # by id of the tensor
-        made: set[int] = set()  # memory that the function made
-        written: set[int] = set()
-        numbers: dict[int, int] = {}
-        changed: dict[int, Tensor] = {}
-        obstacle = None
-        for func, args, kwargs, _, _ in calls:
-            if func._schema.is_mutable:
-                written |= {_memory(x) for x in _written(func, args, kwargs)}
-
-        def value(x: Tensor) -> Value | Tensor:
-            if _memory(x) not in made:
-                return x
-            if id(x) not in values:
-                number = numbers.setdefault(_memory(x), len(numbers))
-                values[id(x)] = Value(
-                    number, tuple(x.size()), tuple(x.stride()), int(x.storage_offset()), x.dtype, x.device
-                )
-            return values[id(x)]
-
-        operations: list[Operation] = []
-        fixed: set[int] = set()  # memory of constants that nobody writes to
-        for func, args, kwargs, out, begins in calls:
-            name, results = _name(func), leaves(out if not isinstance(out, Tensor) else [out])
-            if name in READS:
-                obstacle = obstacle or f"it reads numbers from tensors ({name})"
-                continue
-            if torch.Tag.nondeterministic_seeded in func.tags:
-                obstacle = obstacle or f"it draws random numbers itself ({name})"
-            given = {_memory(x) for x in leaves([args, kwargs])}
-            if func._schema.is_mutable:
-                kind = "changes"
-                for x in _written(func, args, kwargs):
-                    if _memory(x) not in made:
-                        changed.setdefault(id(x), x)
-            elif results and all(_memory(x) in given for x in results):
-                kind = "view"
-            elif name in FACTORIES:
-                kind = "constant"
-                if all(_memory(x) not in written for x in results):
-                    fixed |= {_memory(x) for x in results}
-                    continue  # theirs to hold: read where they lie
-                made |= {_memory(x) for x in results}
-            else:
-                kind = "makes"
-                made |= {_memory(x) for x in results}
-            operations.append(
-                Operation(
-                    func,
-                    _swapped(args, value),
-                    _swapped(kwargs, value),
-                    [value(x) for x in results],
-                    kind,
-                    begins,
-                )
-            )
-        tensors = {
-            id(x): (weakref.ref(x), numbers[_memory(x)])
-            for _, args, kwargs, out, _ in calls
-            for x in leaves([args, kwargs, out])
-            if _memory(x) in numbers
-        }
-        del calls, values, args, kwargs, out, results, begins  # type: ignore[possibly-undefined]
-        x = None
+        found, made = _understood(watch.calls, result)
+        watch.calls.clear()
         gc.collect()
-        kept = {}
-        for ref, number in tensors.values():
-            alive = ref()
+        for number, x in made:
+            alive = x()
             if alive is not None:
-                kept[number] = alive
-        return cls(operations, kept, list(changed.values()), result, obstacle)
+                found.kept[number] = alive
+        return found
+
+
+Watched = tuple[Any, tuple[Any, ...], dict[str, Any], Any, Tensor | None]
+"""An operation, its arguments, keywords and result, and a copy of what a constant begins as."""
+
+
+def _understood(calls: list[Watched], result: Any) -> tuple[Recording, list[tuple[int, weakref.ref[Tensor]]]]:
+    """A recording of these calls, which holds none of the tensors that they made, and those tensors, by their memory."""
+    recording = Recording([], {}, [], result)
+    values: dict[int, Value] = {}  # by id of the tensor
+    made: set[int] = set()  # memory that the function made
+    numbers: dict[int, int] = {}  # of that memory
+    changed: dict[int, Tensor] = {}
+    written = {
+        _memory(x)
+        for func, args, kwargs, _, _ in calls
+        if func._schema.is_mutable
+        for x in _written(func, args, kwargs)
+    }
+
+    def value(x: Tensor) -> Value | Tensor:
+        if _memory(x) not in made:
+            return x
+        if id(x) not in values:
+            number = numbers.setdefault(_memory(x), len(numbers))
+            values[id(x)] = Value(
+                number, tuple(x.size()), tuple(x.stride()), int(x.storage_offset()), x.dtype, x.device
+            )
+        return values[id(x)]
+
+    for func, args, kwargs, out, begins in calls:
+        name, results = _name(func), leaves([out])
+        if name in READS:
+            recording.obstacle = recording.obstacle or f"it reads numbers from tensors ({name})"
+            continue
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            recording.obstacle = recording.obstacle or f"it draws random numbers itself ({name})"
+        given = {_memory(x) for x in leaves([args, kwargs])}
+        if func._schema.is_mutable:
+            kind = "changes"
+            changed |= {id(x): x for x in _written(func, args, kwargs) if _memory(x) not in made}
+        elif results and all(_memory(x) in given for x in results):
+            kind = "view"
+        elif name in FACTORIES:
+            kind = "constant"
+            if all(_memory(x) not in written for x in results):
+                continue  # nobody writes to it: it is read where it lies
+            made |= {_memory(x) for x in results}
+        else:
+            kind = "makes"
+            made |= {_memory(x) for x in results}
+        operation = Operation(
+            func, _swapped(args, value), _swapped(kwargs, value), [value(x) for x in results], kind, begins
+        )
+        recording.operations.append(operation)
+    recording.changed = list(changed.values())
+    tensors = {id(x): x for _, args, kwargs, out, _ in calls for x in leaves([args, kwargs, out])}
+    return recording, [(numbers[_memory(x)], weakref.ref(x)) for x in tensors.values() if _memory(x) in numbers]
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -337,7 +330,10 @@ class Program:
                 if number not in recording.kept:
                     sample = storage[number]
                     free[(sample.nbytes(), sample.device)].append(sample)
-        self._hold = (recording.result, recording.kept)  # what others hold is to be written again, whoever lets go of it
+        self._hold = (
+            recording.result,
+            recording.kept,
+        )  # what others hold is to be written again, whoever lets go of it
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -478,7 +474,9 @@ def _thin(graph: torch.fx.Graph, op: Operation, swapped: Callable[[Any], Any]) -
         if scale["alpha"] != 1:
             total = call(aten.mul.Tensor, total, scale["alpha"])
         offset = swapped(bias[0])
-        total = call(aten.add.Tensor, total, offset if scale["beta"] == 1 else call(aten.mul.Tensor, offset, scale["beta"]))
+        total = call(
+            aten.add.Tensor, total, offset if scale["beta"] == 1 else call(aten.mul.Tensor, offset, scale["beta"])
+        )
     return total
 
 
@@ -509,7 +507,9 @@ def as_graph(recording: Recording) -> tuple[torch.fx.GraphModule, list[Tensor]]:
 
     def lying(x: Tensor | Value, at: torch.fx.Node) -> torch.fx.Node:
         size, stride, offset = (
-            (x.size, x.stride, x.offset) if isinstance(x, Value) else (list(x.size()), list(x.stride()), x.storage_offset())
+            (x.size, x.stride, x.offset)
+            if isinstance(x, Value)
+            else (list(x.size()), list(x.stride()), x.storage_offset())
         )
         return graph.call_function(aten.as_strided.default, (at, list(size), list(stride), offset))
 
@@ -541,7 +541,9 @@ def as_graph(recording: Recording) -> tuple[torch.fx.GraphModule, list[Tensor]]:
             made = graph.call_function(op.function, tuple(swapped(op.args)), swapped(op.kwargs))
         if op.kind == "changes":
             continue
-        several = len(op.function._schema.returns) > 1 or isinstance(op.function._schema.returns[0].type, torch.ListType)
+        several = len(op.function._schema.returns) > 1 or isinstance(
+            op.function._schema.returns[0].type, torch.ListType
+        )
         for i, v in enumerate(op.results):
             nodes[id(v)] = graph.call_function(operator.getitem, (made, i)) if several else made
             if isinstance(v, Value) and op.kind != "view":

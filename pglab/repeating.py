@@ -178,7 +178,7 @@ class Compiled(Programs):
         if held.recording is not None and len(held.recording.operations) >= FEW:
             graph, tensors = as_graph(held.recording)
             with torch.no_grad():
-                compiled = torch._inductor.compile(graph, tensors, options=OPTIONS)
+                compiled = torch._inductor.compile(graph, list(tensors), options=OPTIONS)
 
             def repeat() -> None:
                 with torch.no_grad():

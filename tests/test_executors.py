@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from spine import normal
 
 from pglab.config import Config, merge
 from pglab.errors import PglabError
 from pglab.executors import Eager
-from pglab.repeating import Compiled
-from pglab.returns import gae
+from pglab.repeating import Compiled, Programs
 from pglab.training import Trainer, resume, train
 
 CARTPOLE: dict[str, Any] = {
@@ -73,17 +71,6 @@ def test_one_compiled_agent_does_not_run_anothers_code() -> None:
 
 
 @compiler
-def test_a_compiled_function_serves_numbers_and_tensors_alike() -> None:
-    """gae with lam 1 (a number), as monte_carlo returns ask for it, and then with a tensor, in one process."""
-    torch._dynamo.reset()
-    r, v, v_tp1 = (normal(8, 2, 4, key=i) for i in range(3))
-    no, discount = torch.zeros(8, 2, 4, dtype=torch.bool), torch.full((2, 1), 0.9).double()
-    for lam in (1.0, torch.full((2, 1), 0.5).double()):
-        found = Compiled().pure(gae)(r, v, v_tp1, no, no, discount, lam)
-        torch.testing.assert_close(found, gae(r, v, v_tp1, no, no, discount, lam))
-
-
-@compiler
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_layers_narrower_than_blas_likes_compile(activation: str) -> None:
     config = merge(CARTPOLE, {"policy": {"hidden": [4], "activation": activation}})
@@ -112,11 +99,11 @@ def test_compiling_a_gymnasium_environment_is_refused_in_one_sentence() -> None:
 
 def test_compiling_without_a_compiler_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(PglabError, match=r"needs a C\+\+ compiler .* choose eager\.$"):
+    with pytest.raises(PglabError, match=r"needs a C\+\+ compiler .* choose program\.$"):
         Trainer(Config.read(merge(CARTPOLE, {"executor": "compile"})))
 
 
-@pytest.mark.parametrize("name", ["compile", "cudagraph"])
+@pytest.mark.parametrize("name", ["program", "compile", "cudagraph"])
 def test_a_beta_policy_is_drawn_from_eagerly_only(name: Any) -> None:
     config = {"env": {"id": "Pendulum-v1"}, "policy": {"distribution": "beta"}}
     with pytest.raises(PglabError, match="'beta', which scipy does: choose eager"):
@@ -129,7 +116,8 @@ def test_a_cuda_graph_without_a_gpu_is_refused_in_one_sentence() -> None:
         Trainer(Config.read(merge(CARTPOLE, {"executor": "cudagraph", "device": "cpu"})))
 
 
-@pytest.mark.parametrize("name", ["auto", "eager"])
-def test_on_a_cpu_auto_is_eager(name: Any) -> None:
+@pytest.mark.parametrize("name", ["auto", "program"])
+def test_on_a_cpu_auto_is_program(name: Any) -> None:
     trainer = Trainer(Config.read(merge(CARTPOLE, {"executor": name})))
-    assert isinstance(trainer.agent.executor, Eager)
+    assert isinstance(trainer.agent.executor, Programs)
+    assert not isinstance(trainer.agent.executor, Compiled)

@@ -28,7 +28,7 @@ from pglab.estimators.enumeration import enumerated
 from pglab.gradients import cotangents, entropy, push
 from pglab.networks import Parameters
 from pglab.noise import ChunkedNoise, Purpose
-from pglab.optimizers import OptimizerConfig, clip_by_member, optimizer_state
+from pglab.optimizers import OptimizerConfig, clip_by_member
 from pglab.population import Population
 from pglab.replay import Replay, Transitions
 from pglab.rollout import Position, Rollout
@@ -110,8 +110,8 @@ class ActorCriticAgent(Agent):
 
     def load_state(self, tree: Mapping[str, Any]) -> None:
         super().load_state(tree)
-        self.critic_optimizer = optimizer_state(tree["critic_optimizer"])
-        self.log_alpha, self.alpha_optimizer = tree["alpha"]["log"], optimizer_state(tree["alpha"]["optimizer"])
+        self.critic_optimizer = self.optimizer_state(tree["critic_optimizer"])
+        self.log_alpha, self.alpha_optimizer = tree["alpha"]["log"], self.optimizer_state(tree["alpha"]["optimizer"])
         self.replay.count, self.rounds = tree["replay"]["count"], tree["rounds"]
         at = tree.get("position")
         self.position = None if at is None else Position(at["obs"], at["time"], at["mask"])

@@ -21,8 +21,8 @@ from pglab.optimizers import clip_by_member, optimizer_state
 from pglab.policy import CLASSES, Policy
 from pglab.population import Population
 from pglab.preprocessing import Preprocessor
-from pglab.rollout import Position, Rollout
 from pglab.programs import leaves
+from pglab.rollout import Position, Rollout
 from pglab.trees import kept_in_place, repeat_members, where_members
 
 Metrics = dict[str, Tensor | Callable[[], Tensor]]
@@ -225,6 +225,10 @@ class Agent(ABC):
             "progress": self.progress,
         }
 
+    def optimizer_state(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """An optimizer's state as a checkpoint holds it."""
+        return optimizer_state(saved, len(self.population), self.noise.device)
+
     def load_state(self, tree: Mapping[str, Any]) -> None:
         """Take over a tree made by `state` of an agent with the same config and as many members. PglabError if it is of
         another shape."""
@@ -247,7 +251,7 @@ class Agent(ABC):
         with torch.no_grad():
             for name, p in self.networks().items():
                 p.flat.copy_(tree["networks"][name])
-        self.policy_optimizer = optimizer_state(tree["policy_optimizer"])
+        self.policy_optimizer = self.optimizer_state(tree["policy_optimizer"])
         self.baseline_state = tree["baseline"]
         self.estimator_learned = learned
         self.preprocessor.state = tree["preprocessor"]

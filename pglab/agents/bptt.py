@@ -31,7 +31,7 @@ from pglab.environments.torch_native import TorchEnvironment
 from pglab.gradients import entropy
 from pglab.networks import MLP, Parameters, by_member, by_row
 from pglab.noise import Purpose
-from pglab.optimizers import clip_by_member, optimizer_state
+from pglab.optimizers import clip_by_member
 from pglab.population import Population
 from pglab.returns import gae, n_step
 from pglab.rollout import Act, Position, Rollout, assembled, block_noise
@@ -87,7 +87,7 @@ class BpttAgent(Agent):
     def load_state(self, tree: Mapping[str, Any]) -> None:
         super().load_state(tree)
         if self.value_parameters is not None:
-            self.value_optimizer = optimizer_state(tree["value_optimizer"])
+            self.value_optimizer = self.optimizer_state(tree["value_optimizer"])
         at = tree.get("position")
         self.position = None if at is None else Position(at["obs"], at["time"], None)
 

@@ -30,7 +30,6 @@ from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.networks import Parameters
 from pglab.noise import Counter, Draw1, Noise, Purpose
-from pglab.optimizers import optimizer_state
 from pglab.population import Population
 from pglab.returns import discount_powers
 from pglab.rollout import Position, Rollout, block, whole_episodes
@@ -115,7 +114,7 @@ class EvolutionAgent(Agent):
     def load_state(self, tree: Mapping[str, Any]) -> None:
         super().load_state(tree)
         if self.search is not None:
-            self.search_optimizer = optimizer_state(tree["search_optimizer"])
+            self.search_optimizer = self.optimizer_state(tree["search_optimizer"])
 
     def replicated(self, replicates: range, *prefix: int) -> Self:
         twin = super().replicated(replicates, *prefix)

@@ -27,7 +27,7 @@ from pglab.estimators import Critic, Draw, Signal
 from pglab.gradients import cotangents, entropy, push, row_gradients
 from pglab.networks import MLP, Parameters, Recorded, Recorder, by_member, by_row
 from pglab.noise import Purpose
-from pglab.optimizers import clip_by_member, optimizer_state
+from pglab.optimizers import clip_by_member
 from pglab.population import Population
 from pglab.returns import discount_powers, gae, monte_carlo, n_step, v_trace
 from pglab.rollout import Position, Rollout, block_noise, whole_episodes
@@ -115,9 +115,9 @@ class OnPolicyAgent(Agent):
     def load_state(self, tree: Mapping[str, Any]) -> None:
         super().load_state(tree)
         if self.value_parameters is not None:
-            self.value_optimizer = optimizer_state(tree["value_optimizer"])
+            self.value_optimizer = self.optimizer_state(tree["value_optimizer"])
         if self.critic is not None:
-            self.critic_optimizer = optimizer_state(tree["critic_optimizer"])
+            self.critic_optimizer = self.optimizer_state(tree["critic_optimizer"])
         at = tree.get("position")
         self.position = None if at is None else Position(at["obs"], at["time"], at["mask"])
 
@@ -197,13 +197,13 @@ class OnPolicyAgent(Agent):
         s, discount = self.settings, self.hyper("discount")
         reward = self.preprocessor.rewards(rollout.reward)
         if not self.bootstraps:
-            value = self.executor.pure(monte_carlo)(reward, rollout.ended, discount)
+            value = monte_carlo(reward, rollout.ended, discount)
         else:
             assert v is not None
             v_tp1 = self.v_next(rollout, v)
             if s.returns.name == "v_trace":
                 ratio = torch.ones_like(reward) if ratio is None else ratio
-                target, value = self.executor.pure(v_trace)(
+                target, value = v_trace(
                     reward,
                     v,
                     v_tp1,
@@ -217,12 +217,10 @@ class OnPolicyAgent(Agent):
                 )
                 return torch.where(rollout.valid, value, 0.0), torch.where(rollout.valid, target, 0.0)
             if s.returns.name == "n_step":
-                value = self.executor.pure(n_step)(
-                    reward, v_tp1, rollout.terminated, rollout.ended, discount, s.returns.n
-                )
+                value = n_step(reward, v_tp1, rollout.terminated, rollout.ended, discount, s.returns.n)
             else:
                 lam = self.hyper("agent.returns.lam") if s.returns.name == "gae" else 1.0
-                value = v + self.executor.pure(gae)(reward, v, v_tp1, rollout.terminated, rollout.ended, discount, lam)
+                value = v + gae(reward, v, v_tp1, rollout.terminated, rollout.ended, discount, lam)
         value = torch.where(rollout.valid, value, 0.0)
         return value, value
 
