@@ -88,7 +88,7 @@ def test_the_discrete_target_is_r_plus_gamma_times_the_soft_expectation_over_act
     agent = agent_after(CARTPOLE)
     rows = sampled(agent)
     with torch.no_grad():
-        ours = agent.target(rows)
+        ours = agent.target(rows, None)
         for p, alpha in enumerate((0.3, 0.05)):
             obs = rows.final_obs[p]
             log_p = plain_policy(agent, p, obs).log_softmax(-1)
@@ -111,7 +111,7 @@ def test_the_continuous_target_is_that_of_sac() -> None:
     rows = sampled(agent)
     noise = ChunkedNoise(agent.noise).take("normal", Purpose.TARGET, agent.updates, (6, 1))
     with torch.no_grad():
-        ours = agent.target(rows)
+        ours = agent.target(rows, agent.draws(6).target)
         for p in range(2):
             obs = rows.final_obs[p]
             mean, std = plain_policy(agent, p, obs), agent.policy_parameters.views["log_std"][p].exp()
@@ -127,7 +127,8 @@ def test_the_critic_loss_is_the_mean_over_rows_summed_over_twins_and_the_target_
     agent = agent_after(PENDULUM)
     rows = sampled(agent)
     with torch.no_grad():
-        y = agent.target(rows)
+        draws = agent.draws(6)
+        y = agent.target(rows, draws.target)
         each = [
             torch.stack(
                 [plain_q(agent, agent.critic.parameters.views, p, c, rows.obs[p], rows.action[p]) for c in range(2)]
@@ -135,7 +136,7 @@ def test_the_critic_loss_is_the_mean_over_rows_summed_over_twins_and_the_target_
             for p in range(2)
         ]
     before, target = agent.critic.parameters.flat.clone(), agent.critic.target.flat.clone()
-    metrics = agent.learn_critic(rows)
+    metrics = agent.learn_critic(rows, draws)
     for p in range(2):
         torch.testing.assert_close(
             metrics["losses/critic_loss"]()[p], (0.5 * (each[p] - y[p]) ** 2).mean(), rtol=1e-4, atol=1e-5
@@ -205,7 +206,7 @@ def test_an_interpolated_action_is_worth_what_lies_between(monkeypatch) -> None:
         return torch.zeros(1, *y.shape), torch.zeros_like(agent.critic.parameters.flat)
 
     monkeypatch.setattr(agent.critic, "regression", regression)
-    agent.learn_critic(rows)
+    agent.learn_critic(rows, agent.draws(64))
     (plain, mixed), (y, worth) = seen["action"].chunk(2, 1), seen["y"].chunk(2, 1)
     assert torch.equal(plain, rows.action)
     w = (mixed * (1 - plain)).sum(-1)  # what went to the other of the two actions
@@ -316,8 +317,12 @@ def test_the_regressions_gradient_is_autograds_of_half_the_weighted_squared_erro
         q, grad = critic.regression(obs, action, y, weight)
     copies = 2 if twin else 1
     assert q.shape == (copies, 3, 7)
-    theirs = critic.all(critic.parameters, obs, action)
+    x = torch.cat([obs, action], -1).repeat_interleave(copies, 0)  # [P*C, B, O+E]
+    views = critic.parameters.views
+    out = critic.network.plain([views[name] for name in critic.network.layer_names], x)
+    theirs = out.reshape(3, copies, 7).transpose(0, 1)  # [C, P, B]
     torch.testing.assert_close(q, theirs.detach())
+    torch.testing.assert_close(critic.all(critic.parameters, obs, action), theirs.detach())
     expected = critic.parameters.backward([(0.5 * (theirs - y).square() * weight).sum()])
     assert grad.shape == expected.shape == (3, copies * critic.parameters.size)
     torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)

@@ -41,7 +41,7 @@ def test_each_member_moves_as_under_torch_optim(name):
             o.step()
         ours.step(flat, grad, state, rate)
         torch.testing.assert_close(flat, torch.stack([p.detach() for p in params]), rtol=1e-10, atol=1e-12)
-    assert state["steps"] == 12
+    assert state["steps"].tolist() == [[12.0]] * len(state["steps"])
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
