@@ -138,6 +138,11 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.calls: list[Watched] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No compiler is at work here, so torch's need not be imported (most of a second) to be told to stay away."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         # A copy of what a constant begins as: it may be written to later.
@@ -176,7 +181,7 @@ class Recording:
             result = function(*inputs)
         found, made = _understood(watch.calls, result)
         watch.calls.clear()
-        gc.collect()
+        gc.collect(1)  # what was made since is young
         for number, x in made:
             alive = x()
             if alive is not None:
