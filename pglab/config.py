@@ -450,11 +450,12 @@ class Config(Strict):
     device: str = "cpu"
     """cpu, cuda, or auto (cuda where there is one)."""
     threads: Annotated[int | Literal["auto"], BeforeValidator(_threads)] = "auto"
-    """Torch threads. auto: one for every 2,048 rows of an update, at most as many as cores (one in comparisons, whose
+    """Torch threads. auto: one for every 1,024 rows of an update, at most as many as cores (one in comparisons, whose
     variants train side by side)."""
     executor: Literal["auto", "eager", "program", "compile", "cudagraph"] = "auto"
-    """How rollouts are run: operation by operation, compiled by torch.compile (torch-native environments; needs a C++
-    compiler, and seconds to minutes at the start), or as a CUDA graph. auto: eager."""
+    """How updates are run: operation by operation (eager), as a program, which repeats recorded operations and gives the same
+    bits (CPU), compiled by torch (torch-native environments; needs a C++ compiler, and seconds to minutes at the start), or as
+    CUDA graphs. auto: program on a CPU, else eager."""
     plugins: list[str] = []
     """Plug-ins this run was made with (a record: they are only ever loaded by --plugin)."""
 

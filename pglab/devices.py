@@ -28,7 +28,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-ROWS_PER_THREAD = 2048
+ROWS_PER_THREAD = 1024
 """A second thread pays where the products of an update have twice this many rows (docs/performance.md)."""
 
 

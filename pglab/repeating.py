@@ -15,8 +15,9 @@ from pglab.executors import Block, OfTensors, Play, Playing
 from pglab.programs import Program, Recording, as_graph, leaves, mapped, same
 from pglab.rollout import Rollout
 
-CHANGES = 8
-"""How often a function may turn out to be another one before it is called as it is."""
+FORMS = 8
+"""So many forms of a function (other shapes of its inputs, other places of what it changes) are repeated; further ones are
+called as they are."""
 FEW = 100
 """Functions of fewer operations stay programs: a compiled one saves nothing that is worth the seconds."""
 OPTIONS: dict[str, Any] = {"cpp_wrapper": True}
@@ -25,10 +26,8 @@ OPTIONS: dict[str, Any] = {"cpp_wrapper": True}
 
 @dataclass
 class Held:
-    """What is known of one function."""
+    """What is known of one form of a function."""
 
-    key: object = None
-    changes: int = 0
     inputs: list[Tensor] = field(default_factory=list)
     """Where a repetition reads its inputs."""
     repeat: Callable[[], object] | None = None
@@ -45,7 +44,7 @@ class Repeating(OfTensors, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: dict[Callable[..., Any], Held] = {}
+        self._held: dict[Callable[..., Any], dict[object, Held]] = {}
         self._own: set[int] = set()
         """Ids of the tensors that captured functions returned, which stay where they are."""
 
@@ -69,15 +68,15 @@ class Repeating(OfTensors, ABC):
         return mapped(tree, torch.clone)
 
     def call(self, function: Callable[..., Any], *inputs: Any, key: object = None) -> Any:
-        held = self._held.setdefault(function, Held())
         given = leaves(inputs)
-        key = (key, *[x.shape for x in given])
+        forms, key = self._held.setdefault(function, {}), (key, *[x.shape for x in given])
+        held = forms.get(key)
+        if held is None:
+            if len(forms) < FORMS:
+                forms[key] = Held()
+            return self.first(function, inputs)
         if held.as_it_is:
             return function(*inputs)
-        if key != held.key:
-            changes = held.changes + 1
-            self._held[function] = Held(key, changes, as_it_is=changes > CHANGES)
-            return self.first(function, inputs)
         if held.repeat is None:
             # What another captured function returned is always in the same place; anything else is copied.
             held.inputs = [x if id(x) in self._own else x.clone() for x in given]
