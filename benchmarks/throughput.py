@@ -151,7 +151,7 @@ def entries(work: str, options: argparse.Namespace) -> list[Entry]:
             label, command = f"{label}, with replacement", [*command, "--draw", "with"]
         found.append(Entry(label, "peer", members, command))
     for members in MEMBERS[work]:
-        for executor in [None, "compile"] if work == "a2c" and not options.executor else [None]:
+        for executor in [None, "compile"] if not options.executor else [None]:
             command = [*own, "pglab", work, "--members", str(members), *given(options)]
             command += ["--executor", executor] if executor else []
             label = f"pglab, {counted(members)}{', compiled' if executor else ''}"

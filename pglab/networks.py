@@ -59,7 +59,9 @@ class Parameters:
         assert self.grad is not None
         members = len(self.flat)
         leaves = list(self.views.values())
-        found = torch.autograd.grad(outputs, leaves, seeds, allow_unused=True)
+        if seeds is not None:
+            outputs = [_Against.apply(len(outputs), *outputs, *seeds)]
+        found = torch.autograd.grad(outputs, leaves, allow_unused=True)
         parts = [torch.zeros_like(v) if g is None else g for g, v in zip(found, leaves, strict=True)]
         torch.cat([g.reshape(members, self.copies, -1) for g in parts], 2, out=self.grad.view(members, self.copies, -1))
         return self.grad
@@ -271,6 +273,20 @@ class Recorder:
 
         *hidden, output = [x.view(p, t * n, -1) for x in (*self._hidden, self._output)]
         return Recorded(hidden, output, holds)
+
+
+class _Against(torch.autograd.Function):
+    """A number whose gradient at each of `n` outputs is the seed that comes with it. To hand seeds to `torch.autograd.grad`
+    itself makes torch import a quarter of a second of symbolic mathematics."""
+
+    @staticmethod
+    def forward(ctx: Any, n: int, *tensors: Tensor) -> Tensor:
+        ctx.seeds = tensors[n:]
+        return tensors[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, one: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.seeds, *[None] * len(ctx.seeds)
 
 
 class _Network(torch.autograd.Function):

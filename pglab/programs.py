@@ -247,12 +247,13 @@ def _understood(calls: list[Watched], result: Any) -> tuple[Recording, list[tupl
     return recording, [(numbers[_memory(x)], weakref.ref(x)) for x in tensors.values() if _memory(x) in numbers]
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that a call writes to."""
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kinds: Any = Tensor) -> list[Any]:
+    """The tensors (or other `kinds` that stand for them) that a call writes to."""
     found = []
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            found += leaves([args[i] if i < len(args) else kwargs.get(argument.name)])
+            given = args[i] if i < len(args) else kwargs.get(argument.name)
+            found += [x for x in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(x, kinds)]
     return found
 
 
@@ -282,15 +283,16 @@ class Program:
     def __init__(self, recording: Recording) -> None:
         self.memory = 0
         """Bytes planned for what is not needed afterwards."""
+        operations = _needed(recording)
         last: dict[int, int] = {}  # the last operation that needs each memory
-        for i, op in enumerate(recording.operations):
+        for i, op in enumerate(operations):
             for v in _values([op.args, op.kwargs, op.results]):
                 last[v.memory] = i
         ends: defaultdict[int, list[int]] = defaultdict(list)
         for number, i in last.items():
             ends[i].append(number)
         extent: dict[int, int] = {}  # bytes of each memory
-        for op in recording.operations:
+        for op in operations:
             for v in _values([op.args, op.kwargs, op.results]):
                 extent[v.memory] = max(extent.get(v.memory, 0), _extent(v))
         storage: dict[int, Any] = {number: x.untyped_storage() for number, x in recording.kept.items()}
@@ -327,7 +329,7 @@ class Program:
             return tree
 
         self._calls: list[Call] = []
-        for i, op in enumerate(recording.operations):
+        for i, op in enumerate(operations):
             if op.kind != "view":
                 args, kwargs, results = concrete(op.args), concrete(op.kwargs), [tensor(v) for v in op.results]
                 self._calls += _calls(op, args, kwargs, results)
@@ -348,6 +350,22 @@ class Program:
         with torch.inference_mode():
             for function, args, kwargs in self._calls:
                 function(*args, **kwargs)
+
+
+def _needed(recording: Recording) -> list[Operation]:
+    """The operations without those of whose results nothing comes."""
+    needed, found = set(recording.kept), []
+    for op in reversed(recording.operations):
+        touched = {v.memory for v in _values([op.args, op.kwargs, op.results])}
+        if op.kind == "changes":
+            into = _written(op.function, op.args, op.kwargs, (Value, Tensor))
+            wanted = any(isinstance(x, Tensor) or x.memory in needed for x in into)
+        else:
+            wanted = not op.results or any(isinstance(x, Tensor) or x.memory in needed for x in op.results)
+        if wanted:
+            found.append(op)
+            needed |= touched
+    return found[::-1]
 
 
 def _extent(v: Value) -> int:
