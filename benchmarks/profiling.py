@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, nargs="+", default=[1, 16], help="population sizes (default: 1 16)")
     parser.add_argument("--envs", type=int, default=64, help="a2c: environments per member (default: 64)")
     parser.add_argument("--threads", type=int, help="torch threads (default: pglab's)")
-    parser.add_argument("--executor", help="how updates are executed (default: pglab's)")
+    parser.add_argument("--executor", default="eager", help="how updates are executed (default: eager)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each of six slices (default: 4)")
     parser.add_argument("--raw", action="store_true", help="print JSON")
     options = parser.parse_args()

@@ -128,6 +128,9 @@ Play = Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]]
 class Block:
     """A whole block of a torch-native environment, played `size` steps at a time."""
 
+    join: Callable[..., Any] = staticmethod(lambda function, *inputs: function(*inputs))
+    """How `assemble` is called where the block is not repeated as a whole."""
+
     def __init__(self, agent: Agent, env: TorchEnvironment, recorder: Recorder | None, play: Play, size: int) -> None:
         self.agent, self.env, self.recorder, self._play, self.size = agent, env, recorder, play, size
 
@@ -135,18 +138,22 @@ class Block:
         self, state: Tensor, elapsed: Tensor, obs: Tensor, time: Tensor, noise: Tensor, starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Rollout]:
         """State `[P, N, S]`, elapsed steps, observations and steps in the episode afterwards, and the rollout."""
-        length, parts = len(noise), []
+        parts = []
         with torch.no_grad():
-            for t in range(0, length, self.size):
+            for t in range(0, len(noise), self.size):
                 now = slice(t, t + self.size)
                 into = None if self.recorder is None else self.recorder.rows[now]
                 state, elapsed, obs, columns = self._play(state, elapsed, obs, noise[now], starts[now], into)
                 parts.append(columns)
-            joined = parts[0] if len(parts) == 1 else [torch.cat(column, 1) for column in zip(*parts, strict=True)]
-            whole = [x.transpose(0, 1) for x in joined]
-            whole.append(self.env.valid.expand(length, -1, -1))
-            rollout, time = assembled(whole, noise, time, None)
+            rollout, time = self.join(self.assemble, parts, noise, time)
         return state, elapsed, obs, time, rollout
+
+    def assemble(self, parts: list[list[Tensor]], noise: Tensor, time: Tensor) -> tuple[Rollout, Tensor]:
+        """The rollout of its parts' columns, and the environments' steps in their episodes afterwards."""
+        joined = parts[0] if len(parts) == 1 else [torch.cat(column, 1) for column in zip(*parts, strict=True)]
+        whole = [x.transpose(0, 1) for x in joined]
+        whole.append(self.env.valid.expand(len(noise), -1, -1))
+        return assembled(whole, noise, time, None)
 
 
 class OfTensors(Executor, ABC):

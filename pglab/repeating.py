@@ -170,7 +170,10 @@ class Compiled(Programs):
         return self._play[2], self.chunk
 
     def play(self, block: Block, *now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Rollout]:
-        return super().play(block, *now) if block.size < self.chunk else block(*now)
+        if block.size < self.chunk:
+            return super().play(block, *now)
+        block.join = self.call  # type: ignore[method-assign]
+        return block(*now)
 
     def check(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         result = super().check(held, function, inputs)

@@ -38,7 +38,7 @@ compiler = pytest.mark.skipif(
 def updated(config: dict[str, Any], executor: str, updates: int = 3) -> tuple[Trainer, dict[str, torch.Tensor]]:
     """A trainer after some updates, and all that it collected."""
     trainer = Trainer(Config.read(merge(config, {"executor": executor})))
-    rollouts = [trainer.agent.update(trainer.env)[1] for _ in range(updates)]
+    rollouts = [trainer.agent.executor.kept(trainer.agent.update(trainer.env)[1]) for _ in range(updates)]
     names = ("obs", "action", "reward", "ended", "terminated", "final_obs", "valid", "time")
     return trainer, {name: torch.cat([getattr(r, name) for r in rollouts]) for name in names}
 

@@ -26,7 +26,7 @@ class MovingAverage(Baseline):
     paper = "Williams 1992"
 
     def initial(self, members: int, device: Any) -> BaselineState:
-        return {"mean": torch.zeros(members, device=device), "batches": 0}
+        return {"mean": torch.zeros(members, device=device), "batches": torch.zeros(members, device=device)}
 
     def predict(self, state: BaselineState, batch: Batch) -> Tensor:
         return state["mean"][:, None].expand_as(batch.value)
@@ -35,5 +35,5 @@ class MovingAverage(Baseline):
         count = batch.valid.sum((0, 2))
         mean = (batch.value * batch.valid).sum((0, 2)) / count.clamp_min(1)  # [P]
         mean = torch.where(count > 0, mean, state["mean"])  # a member without valid rows stays where it is
-        moved = mean if state["batches"] == 0 else torch.lerp(mean, state["mean"], self.decay)
+        moved = torch.where(state["batches"] == 0, mean, torch.lerp(mean, state["mean"].to(mean.dtype), self.decay))
         return {"mean": moved, "batches": state["batches"] + 1}, {"baseline/moving_average": moved}
