@@ -172,7 +172,7 @@ class Compiled(Programs):
     def play(self, block: Block, *now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Rollout]:
         if block.size < self.chunk:
             return super().play(block, *now)
-        block.join = self.call  # type: ignore[method-assign]
+        block.join = self.call
         return block(*now)
 
     def check(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
