@@ -102,8 +102,9 @@ class Population:
         schedules = [m.schedules[path] for m in self.members]
         values = [s(x) for s, x in zip(schedules, progress, strict=True)]
         if known is None or known[0] != values:
-            now = torch.tensor(values, dtype=torch.float32, device=self.noise.device).unsqueeze(1)
-            known = (values, now if known is None else known[1].copy_(now))
+            with torch.inference_mode(False):  # wherever it is asked for first, it is to be written to
+                now = torch.tensor(values, dtype=torch.float32, device=self.noise.device).unsqueeze(1)
+                known = (values, now if known is None else known[1].copy_(now))
             self._values[path] = known
         return known[1]
 

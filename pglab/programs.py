@@ -179,7 +179,10 @@ class Recording:
         """Call the function, and record what it does."""
         with _Watch() as watch:
             result = function(*inputs)
-        found, made = _understood(watch.calls, result)
+        try:
+            found, made = _understood(watch.calls, result)
+        except (RuntimeError, TypeError) as error:  # a tensor without memory of its own, for one
+            return cls([], {}, [], result, f"it cannot be recorded ({str(error).splitlines()[0]})")
         watch.calls.clear()
         gc.collect(1)  # what was made since is young
         for number, x in made:
@@ -222,6 +225,11 @@ def _understood(calls: list[Watched], result: Any) -> tuple[Recording, list[tupl
         if name in READS:
             recording.obstacle = recording.obstacle or f"it reads numbers from tensors ({name})"
             continue
+        varies = torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
+        if name == "index":  # by a mask, not by numbers
+            varies = any(x.dtype in (torch.bool, torch.uint8) for x in leaves(args[1]))
+        if varies:
+            recording.obstacle = recording.obstacle or f"what tensors hold decides on the shape of a result ({name})"
         if torch.Tag.nondeterministic_seeded in func.tags:
             recording.obstacle = recording.obstacle or f"it draws random numbers itself ({name})"
         given = {_memory(x) for x in leaves([args, kwargs])}
@@ -392,7 +400,8 @@ def _calls(op: Operation, args: Any, kwargs: Any, results: list[Tensor]) -> list
         calls = special(results[0], *args, **kwargs)
         if calls:
             return calls
-    found = _out(func, len(results))
+    several = isinstance(func._schema.returns[0].type, torch.ListType)
+    found = None if several else _out(func, len(results))
     if found is None:
         plain = func._op
 
@@ -579,9 +588,41 @@ def as_graph(recording: Recording) -> tuple[torch.fx.GraphModule, list[Tensor]]:
 
 
 def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    """Whether tensors are equal bit for bit, NaN to NaN."""
-    return len(a) == len(b) and all(
-        x.shape == y.shape and torch.equal(torch.nan_to_num(x, 7.0), torch.nan_to_num(y, 7.0)) if x.is_floating_point()
-        else torch.equal(x, y)
-        for x, y in zip(a, b, strict=True)
-    )  # fmt: skip
+    """Whether tensors are equal, NaN to NaN."""
+    return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    if torch.equal(x, y) or not x.is_floating_point():
+        return torch.equal(x, y)
+    return torch.equal(x.isnan(), y.isnan()) and torch.equal(_whole(x), _whole(y))
+
+
+def _whole(x: Tensor) -> Tensor:
+    return x.nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf)
+
+
+def likewise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy that lies in memory as `x` does, gaps and repetitions included (arithmetic may round by how numbers lie), and the
+    part of it that is to be written to."""
+    once = _once(x)
+    copy = torch.empty_strided(once.size(), once.stride(), dtype=x.dtype, device=x.device).copy_(once)
+    return copy.as_strided(x.size(), x.stride()), copy
+
+
+def _once(x: Tensor) -> Tensor:
+    """What repeats itself along an axis, one time."""
+    for dim, (n, stride) in enumerate(zip(x.size(), x.stride(), strict=True)):
+        if stride == 0 and n > 1:
+            x = x.narrow(dim, 0, 1)
+    return x
+
+
+def write_again(places: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Write to the second of what `likewise` gave for each, from tensors that lie as those did."""
+    with torch.inference_mode():
+        torch._foreach_copy_(
+            list(places), [x if x.shape == p.shape else _once(x) for p, x in zip(places, given, strict=True)]
+        )

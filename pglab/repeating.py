@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pglab.executors import Block, OfTensors, Play, Playing
-from pglab.programs import Program, Recording, as_graph, leaves, mapped, same
+from pglab.programs import Program, Recording, as_graph, leaves, likewise, mapped, same, write_again
 from pglab.rollout import Rollout
 
 FORMS = 8
@@ -29,7 +29,9 @@ class Held:
     """What is known of one form of a function."""
 
     inputs: list[Tensor] = field(default_factory=list)
-    """Where a repetition reads its inputs."""
+    """What a repetition reads."""
+    places: list[Tensor | None] = field(default_factory=list)
+    """Where they are written to; None for what is there already."""
     repeat: Callable[[], object] | None = None
     recording: Recording | None = None
     result: Any = None
@@ -69,7 +71,7 @@ class Repeating(OfTensors, ABC):
 
     def call(self, function: Callable[..., Any], *inputs: Any, key: object = None) -> Any:
         given = leaves(inputs)
-        forms, key = self._held.setdefault(function, {}), (key, *[x.shape for x in given])
+        forms, key = self._held.setdefault(function, {}), (key, *[(x.shape, x.stride(), x.dtype) for x in given])
         held = forms.get(key)
         if held is None:
             if len(forms) < FORMS:
@@ -78,16 +80,24 @@ class Repeating(OfTensors, ABC):
         if held.as_it_is:
             return function(*inputs)
         if held.repeat is None:
-            # What another captured function returned is always in the same place; anything else is copied.
-            held.inputs = [x if id(x) in self._own else x.clone() for x in given]
+            # What another captured function made is always in the same place; anything else is copied.
+            pairs = [(x, None) if id(x) in self._own else likewise(x) for x in given]
+            held.inputs, held.places = [x for x, _ in pairs], [place for _, place in pairs]
             copies = iter(held.inputs)
-            held.result = self.capture(held, function, [mapped(x, lambda _: next(copies)) for x in inputs])
-            self._own |= {id(x) for x in leaves(held.result)}
-            return held.result
+            result = self.capture(held, function, [mapped(x, lambda _: next(copies)) for x in inputs])
+            if held.repeat is not None:
+                held.result = result
+                self._own |= {id(x) for x in leaves(result) if self.made(held, x)}
+            return result
         if not held.checked:
+            result = self.check(held, function, inputs)
             held.checked = True
-            return self.check(held, function, inputs)
+            return result
         return self.repeat(held, inputs)
+
+    def made(self, held: Held, x: Tensor) -> bool:
+        """Whether a captured function made this result itself, where nobody else writes."""
+        return not any(x.untyped_storage()._cdata == y.untyped_storage()._cdata for y in held.inputs)
 
     def first(self, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         """The first call."""
@@ -96,10 +106,13 @@ class Repeating(OfTensors, ABC):
     def repeat(self, held: Held, inputs: Sequence[Any]) -> Any:
         """Repeat the function on these inputs."""
         assert held.repeat is not None
-        pairs = [(x, y) for x, y in zip(held.inputs, leaves(inputs), strict=True) if x is not y]
-        if pairs:
-            with torch.inference_mode():
-                torch._foreach_copy_([x for x, _ in pairs], [y for _, y in pairs])
+        places, given = [], []
+        for x, place, y in zip(held.inputs, held.places, leaves(inputs), strict=True):
+            if x is not y:
+                places.append(x if place is None else place)
+                given.append(y)
+        if places:
+            write_again(places, given)
         held.repeat()
         return held.result
 
@@ -112,12 +125,21 @@ class Programs(Repeating):
 
     def capture(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         recording = Recording.of(function, *inputs)
-        if recording.obstacle is None:
-            held.recording = recording
-            held.repeat = Program(recording).run
-        else:
-            self._give_up(held, function, recording.obstacle)
+        why = recording.obstacle
+        if why is None:
+            try:
+                held.repeat = Program(recording).run
+                held.recording = recording
+            except (RuntimeError, TypeError) as error:
+                why = f"it cannot be repeated ({str(error).splitlines()[0]})"
+        if why is not None:
+            self._give_up(held, function, why)
         return recording.result
+
+    def made(self, held: Held, x: Tensor) -> bool:
+        assert held.recording is not None
+        memory = x.untyped_storage()._cdata
+        return any(memory == y.untyped_storage()._cdata for y in held.recording.kept.values())
 
     def check(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         assert held.recording is not None

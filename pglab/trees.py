@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +93,21 @@ def _paired(old: Any, new: Any, pairs: list[tuple[Tensor, Tensor]]) -> bool:
             and all(_paired(a, b, pairs) for a, b in zip(old, new, strict=True))
         )
     return bool(old == new)
+
+
+def places(tree: Any) -> Iterator[object]:
+    """Which tensors a tree holds (their ids), and whatever else it holds: the same for two trees where what reads them makes
+    the same operations on the same memory."""
+    if isinstance(tree, Tensor):
+        yield id(tree)
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from places(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from places(value)
+    else:
+        yield tree if isinstance(tree, (int, float, str)) else id(tree)
 
 
 def as_dtype(tree: Any, dtype: torch.dtype) -> Any:

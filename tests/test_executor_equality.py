@@ -85,7 +85,9 @@ def progress_of(trainer: Trainer) -> tuple[list[float], Tensor | None]:
 
 def trained(config: dict[str, Any], executor: str, updates: int = UPDATES) -> tuple[Trainer, dict[str, Any], list[str]]:
     """A trainer after some updates, all that came of them, and what was said of functions that are not repeated."""
-    trainer, notes, found = Trainer(Config.read(merge(config, {"executor": executor}))), [], {}
+    trainer = Trainer(Config.read(merge(config, {"executor": executor})))
+    notes: list[str] = []
+    found: dict[str, Any] = {}
     trainer.agent.executor.note = notes.append
     for i in range(updates):
         trainer.agent.begin_update(*progress_of(trainer))
@@ -135,3 +137,327 @@ def ways(trainer: Trainer) -> dict[str, str]:
         repeated = [h.repeat is not None and h.checked and not h.as_it_is for h in forms.values()]
         found[name] = "program" if any(repeated) else "called"
     return found
+
+
+def pairs() -> dict[str, dict[str, Any]]:
+    """Every shipped estimator with each agent, for every family that it serves."""
+    return {
+        f"{agent}, {name}, {family}": merge(merge(base, world), {"estimator": name})
+        for agent, base in AGENTS.items()
+        for family, world in WORLDS.items()
+        for name in fitting(CLASSES[family])
+    }
+
+
+PIECES = {"steps": 5, "epochs": 2, "minibatches": 2}
+BASELINED: dict[str, dict[str, Any]] = {
+    **{name: {"baseline": name} for name in BASELINES.names()},
+    "group_normalised by std": {"baseline": {"name": "group_normalised", "std": True}},
+    "linear_features of folds": {"baseline": {"name": "linear_features", "folds": 3}},
+    "time_dependent, leave one out": {"baseline": {"name": "time_dependent", "leave_one_out": True}},
+    "optimal_per_time of few steps": {"baseline": {"name": "optimal_per_time", "steps": 4}},
+    "whitened by std": {"baseline": {"name": "whitened", "std": True}},
+}
+LINEAR = {"kind": "linear", "start": 0.02, "end": 0.001}
+SCHEDULED = {
+    "learning_rate": LINEAR,
+    "entropy_weight": {"kind": "cosine", "start": 0.1, "end": 0.0, "until": 0.5},
+    "discount": {"kind": "linear", "start": 0.9, "end": 0.99},
+    "total_steps": 100,
+}
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "on_policy": {
+        "epochs": {"agent": {"epochs": 3}},
+        "minibatches": {"agent": {"minibatches": 3}},
+        "epochs of minibatches": {"agent": PIECES, "estimator": "ppo_clip", "baseline": "value"},
+        "minibatches with a critic": {"agent": PIECES, "baseline": "critic_mean"},
+        "monte_carlo": {"agent": {"collect": "steps", "returns": {"name": "monte_carlo"}}},
+        "n_step": {"agent": {"returns": {"name": "n_step", "n": 2}}},
+        "v_trace": {"agent": {"returns": {"name": "v_trace"}, **PIECES}, "estimator": "importance_weighted"},
+        "v_trace in one step": {"agent": {"returns": {"name": "v_trace"}}, "baseline": "value"},
+        "blocks longer than episodes": {"agent": {"steps": 9}},
+        "whole episodes": {"agent": {"collect": "episodes", "block": 3, "returns": {"name": "monte_carlo"}}},
+        "whole episodes, two each": {"agent": {"collect": "episodes", "episodes": 2}, "baseline": "time_dependent"},
+        "whole episodes in minibatches": {"agent": {"collect": "episodes", "minibatches": 2}, "estimator": "ppo_clip"},
+        "normalize_advantages": {"agent": {"normalize_advantages": True}, "baseline": "value"},
+        "discount_states": {"agent": {"discount_states": True}},
+        "mean_over_episodes": {"agent": {"reduction": "mean_over_episodes"}},
+        "several steps of the critic": {"agent": {"critic_updates": 3}, "estimator": "arsm"},
+        "twin critics": {"agent": {"critic": {"twin": True, "actor_value": "mean"}}, "estimator": "reinmax"},
+        "blend": {"agent": {"critic": {"blend": 0.5}}, "estimator": "straight_through"},
+        "blend, interpolated": {
+            "agent": {"critic": {"blend": 0.5, "blend_target": "interpolated"}},
+            "estimator": "straight_through",
+        },
+        "own rate of V": {"agent": {"value": {"learning_rate": LINEAR, "max_grad_norm": 0.1}}, "total_steps": 100},
+        "sweep of lambda": {"agent": {"returns": {"name": "gae", "lam": [0.5, 0.9]}}},
+    },
+    "actor_critic": {
+        "auto_entropy": {"agent": {"auto_entropy": True}},
+        "auto_entropy of its own rate": {"agent": {"auto_entropy": True, "entropy_learning_rate": 0.03}},
+        "several updates a round": {"agent": {"updates_per_round": 3}},
+        "warm-up": {"agent": {"replay": {"warmup": 12}}},
+        "on-policy data": {"agent": {"replay": {"data": "on_policy"}}},
+        "a buffer that overflows": {"agent": {"replay": {"capacity": 10}}},
+        "no target network": {"agent": {"critic": {"target_rate": 1.0, "max_grad_norm": 0.5}}},
+        "one critic": {"agent": {"critic": {"twin": False}}},
+        "mean of twins": {"agent": {"critic": {"actor_value": "mean"}}},
+        "expected target": {"agent": {"critic": {"target_action": "expectation"}}, "estimator": "enumeration"},
+        "target at the mode": {"agent": {"critic": {"target_action": "mode"}}},
+        "blend": {"agent": {"critic": {"blend": 0.5}}, "estimator": "straight_through"},
+        "blend, interpolated": {
+            "agent": {"critic": {"blend": 0.5, "blend_target": "interpolated"}},
+            "estimator": "straight_through",
+        },
+        "own rate of Q": {"agent": {"critic": {"learning_rate": [0.1, LINEAR]}}, "total_steps": 50},
+        "soft actor-critic": {
+            "env": {"id": "Pendulum-v1"},
+            "estimator": "pathwise",
+            "agent": {"auto_entropy": True, "updates_per_round": 2},
+            "policy": {"state_dependent_std": True},
+        },
+        "deterministic actor": {
+            "env": {"id": "Pendulum-v1"},
+            "estimator": {"name": "pathwise", "at_mode": True},
+            "agent": {"critic": {"target_action": "mode"}},
+        },
+    },
+}
+BOTH: dict[str, dict[str, Any]] = {
+    "sweep": {"learning_rate": [0.001, LINEAR], "entropy_weight": [0.0, 0.1], "total_steps": 100},
+    "schedules": SCHEDULED,
+    "scheduled temperature": {
+        "estimator": {"name": "straight_through_gumbel_softmax", "temperature": {**LINEAR, "start": 1.0}},
+        "total_steps": 100,
+    },
+    "scheduled slope": {
+        "estimator": {"name": "slope_annealed_straight_through", "slope": {**LINEAR, "start": 1.0, "end": 3.0}},
+        "total_steps": 100,
+    },
+    "sgd": {"optimizer": {"name": "sgd"}},
+    "momentum": {"optimizer": {"name": "sgd", "momentum": 0.9}},
+    "rmsprop": {"optimizer": {"name": "rmsprop"}},
+    "clipping": {"max_grad_norm": 0.01},
+    "normalisation": {"preprocessing": {"normalize_observations": True, "normalize_returns": True}},
+    "scales": {"preprocessing": {"observation_scale": [1.0, 0.5, 2.0, 0.1], "reward_scale": 0.1}},
+    "one member": {"seeds": [3]},
+    "many members": {"seeds": 5},
+    "relu": {"policy": {"activation": "relu", "hidden": [8, 8]}},
+    "silu": {"policy": {"activation": "silu", "logit_bound": 2.0}},
+    "elu, no hidden layer": {"policy": {"activation": "elu", "hidden": []}},
+    "fixed deviation": {"env": {"id": "Pendulum-v1"}, "policy": {"distribution": "gaussian", "learn_std": False}},
+    "deviation of the state": {
+        "env": {"id": "Pendulum-v1"},
+        "policy": {"distribution": "gaussian", "state_dependent_std": True, "log_std_bounds": (-1.0, 1.0)},
+    },
+    "gymnasium": {"env": {"backend": "gymnasium"}},
+    "gymnasium, next step": {"env": {"backend": "gymnasium", "autoreset_mode": "next_step"}},
+    "several factors": {"env": {"id": "pglab/PolynomialProgram-v0", "kwargs": {"D": 3}}},
+    "bits": {"env": {"id": "pglab/SharedLogit-v0", "max_episode_steps": None}},
+    "a table": {"env": {"id": "pglab/GridWorld-v0"}},
+    "random transitions": {"env": {"id": "pglab/LQR-v0"}, "policy": {"distribution": "gaussian"}},
+    "one state to begin from": {"env": {"id": "pglab/Chain-v0"}},
+    "an unbounded action": {"env": {"id": "pglab/Quadratic-v0"}, "policy": {"distribution": "gaussian"}},
+    "probe": {"probe": {"every": 2}, "agent": {"replay": {"batch_size": 8}}},
+}
+
+
+def options() -> dict[str, dict[str, Any]]:
+    """Every option of the agents, and baselines with every agent that has what they need."""
+    found = {}
+    for agent, base in AGENTS.items():
+        both = BOTH if agent == "actor_critic" else {k: _without_replay(v) for k, v in BOTH.items()}
+        for name, change in (both | OPTIONS[agent] | BASELINED).items():
+            has = {"distribution", "critic", "action"} | ({"v", "scores", "time"} if agent == "on_policy" else set())
+            if name not in BASELINED or BASELINES.build(change["baseline"]).needs <= has:
+                found[f"{agent}, {name}"] = merge(base, change)
+    return found
+
+
+def _without_replay(change: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in change.items() if k != "agent"}
+
+
+ONE_BY_ONE = "steps of several are repeated one by one, between what is done once a batch"
+VARIES = "batches of whole episodes are of another length each time"
+DRAWS = "the critic's blending draws noise within the update"
+STEPPED = "gymnasium steps its environments itself"
+AS_THEY_ARE: dict[str, tuple[set[str], str]] = {
+    "on_policy, epochs": ({"Block", "step", "count"}, ONE_BY_ONE),
+    "on_policy, minibatches": ({"Block", "step", "count"}, ONE_BY_ONE),
+    "on_policy, epochs of minibatches": ({"Block", "step", "count"}, ONE_BY_ONE),
+    "on_policy, minibatches with a critic": ({"Block", "step", "count"}, ONE_BY_ONE),
+    "on_policy, v_trace": ({"Block", "step", "count"}, ONE_BY_ONE),
+    "on_policy, whole episodes": ({"Block"}, VARIES),
+    "on_policy, whole episodes, two each": ({"Block"}, VARIES),
+    "on_policy, whole episodes in minibatches": ({"Block"}, VARIES),
+    "on_policy, blend": ({"Block", "count"}, DRAWS),
+    "on_policy, blend, interpolated": ({"Block", "count"}, DRAWS),
+    "on_policy, gymnasium": ({"learn", "count"}, STEPPED),
+    "on_policy, gymnasium, next step": ({"learn", "count"}, STEPPED),
+    "actor_critic, gymnasium": ({"store", "learn", "count"}, STEPPED),
+    "actor_critic, gymnasium, next step": ({"store", "learn", "count"}, STEPPED),
+}
+"""What alone runs as a program, and why the rest does not. Nothing is given up on."""
+PAIRS, CHOICES = pairs(), options()
+
+
+@pytest.mark.parametrize("name", list(PAIRS | CHOICES))
+def test_a_program_trains_as_its_functions_do(name: str) -> None:
+    config = (PAIRS | CHOICES)[name]
+    _, expected, _ = trained(config, "eager")
+    trainer, found, notes = trained(config, "program")
+    assert_equal(found, expected)
+    assert notes == []
+    runs = AS_THEY_ARE.get(name, (RUNS[config["agent"]["name"]], ""))[0]
+    assert ways(trainer) == dict.fromkeys(runs, "program")
+
+
+def test_every_shipped_part_is_among_the_cases() -> None:
+    configs = [Config.read(c) for c in (PAIRS | CHOICES).values()]
+    assert {c.estimator.name for c in configs} == set(ESTIMATORS.names())
+    assert {c.baseline.name for c in configs} == set(BASELINES.names())
+    assert set(AS_THEY_ARE) <= set(CHOICES)
+
+
+# -- members that stop, checkpoints, whole runs
+
+
+@pytest.mark.parametrize("agent", list(AGENTS))
+def test_members_that_are_done_stand_still_in_a_program_too(agent: str) -> None:
+    """Four updates of three members, four of two, three of one: two forms of the update."""
+    who = [[1.0, 1.0, 1.0]] * 4 + [[0.0, 1.0, 1.0]] * 4 + [[0.0, 1.0, 0.0]] * 3
+    config = merge(AGENTS[agent], {"seeds": 3, "preprocessing": {"normalize_observations": True}})
+    found = {}
+    for executor in ("eager", "program"):
+        trainer = Trainer(Config.read(merge(config, {"executor": executor})))
+        seen = []
+        for now in who:
+            active = None if all(now) else torch.tensor(now).unsqueeze(1)
+            trainer.agent.begin_update([0.5] * 3, active)
+            trainer.agent.update(trainer.env)
+            seen.append(trainer.agent.policy_parameters.flat.clone())
+        for i in (8, 9, 10):
+            assert torch.equal(seen[i][0], seen[3][0])
+            assert torch.equal(seen[i][2], seen[7][2])
+            assert not torch.equal(seen[i][1], seen[i - 1][1])
+        found[executor] = flat(trainer.agent.state(), "state")
+    assert_equal(found["program"], found["eager"])
+    held = trainer.agent.executor._held[trainer.agent.learn]  # type: ignore[attr-defined]
+    assert [h.repeat is not None for h in held.values()] == [True, True]
+
+
+RUN = {
+    "total_steps": 90,
+    "log_every": 30,
+    "checkpoint": {"every": 30},
+    "evaluation": {"every": 40, "episodes": 2, "final_episodes": 2, "deterministic": False},
+    "preprocessing": {"normalize_observations": True, "normalize_returns": True},
+    "measurement": {"at": [0.0, 0.6, 1.0], "replicates": 4},
+    "probe": {"every": 3},
+}
+
+
+@pytest.mark.parametrize("agent", list(AGENTS))
+@pytest.mark.parametrize(("first", "second"), [("eager", "program"), ("program", "eager"), ("program", "program")])
+def test_a_run_that_another_executor_goes_on_with_is_the_uninterrupted_run(
+    tmp_path: Path, agent: str, first: str, second: str
+) -> None:
+    config = merge(AGENTS[agent], RUN | {"measurement": {"at": []}, "baseline": BASELINE[agent]})
+    whole = train(merge(config, {"executor": "eager"}))
+    train(merge(config, {"executor": first, "total_steps": 45}), tmp_path / "run")
+    went_on = resume(tmp_path / "run", overrides={"executor": second, "total_steps": 90})
+    assert went_on.agent.executor.name == second
+    assert_equal(flat(went_on.agent.state(), "state"), flat(whole.agent.state(), "state"))
+    assert went_on.evaluations[-1] == whole.evaluations[-1]
+
+
+BASELINE = {"on_policy": "moving_average", "actor_critic": "moving_average"}
+
+
+@pytest.mark.parametrize("agent", list(AGENTS))
+def test_whole_runs_are_the_same_under_auto(agent: str) -> None:
+    """With evaluations, measurements and probes in between, and everything scheduled."""
+    config = merge(AGENTS[agent], merge(RUN, SCHEDULED | {"total_steps": 90}))
+    expected, found = (train(merge(config, {"executor": executor})) for executor in ("eager", "auto"))
+    assert isinstance(expected.agent.executor, Eager)
+    assert isinstance(found.agent.executor, Programs)
+    assert_equal(flat(found.agent.state(), "state"), flat(expected.agent.state(), "state"))
+    assert found.evaluations == expected.evaluations
+    assert repr(found.measurements) == repr(expected.measurements)
+    assert len(found.measurements) == 3
+
+
+def test_looking_at_members_as_they_were_does_not_move_the_schedules_of_training() -> None:
+    """Under next-step resets members make their steps at different rounds, so that a measurement is of earlier moments."""
+    config = merge(
+        merge(ACTOR_CRITIC, RUN | SCHEDULED),
+        {
+            "env": {"backend": "gymnasium", "autoreset_mode": "next_step", "num_envs": 2, "max_episode_steps": None},
+            "total_steps": 150,
+            "entropy_weight": {"kind": "linear", "start": 1.0, "end": 0.0, "until": 1.0},
+            "measurement": {"at": [0.3, 0.5, 0.7, 0.9]},
+            "probe": {"every": None},
+        },
+    )
+    expected, found = (train(merge(config, {"executor": executor})) for executor in ("eager", "program"))
+    assert any(len(set(m["steps"])) > 1 for m in expected.measurements)
+    assert_equal(flat(found.agent.state(), "state"), flat(expected.agent.state(), "state"))
+    assert repr(found.measurements) == repr(expected.measurements)
+
+
+@pytest.mark.parametrize("agent", list(AGENTS))
+def test_an_agent_may_be_taken_to_other_environments(agent: str) -> None:
+    """Whose blocks are another function, and whose results lie elsewhere."""
+    found = {}
+    for executor in ("eager", "program"):
+        trainer = Trainer(Config.read(merge(AGENTS[agent], {"executor": executor})))
+        for _ in range(5):
+            trainer.agent.update(trainer.env)
+        other = trainer.environment(2, 3)
+        trainer.agent.position = None
+        for _ in range(5):
+            trainer.agent.update(other)
+        found[executor] = flat(trainer.agent.state(), "state")
+    assert_equal(found["program"], found["eager"])
+
+
+@pytest.mark.parametrize("agent", list(AGENTS))
+def test_what_was_taken_down_does_not_move_with_training(agent: str) -> None:
+    """A frozen agent made of a copy, replicates, and an evaluation's environment share nothing that programs write to."""
+    config = merge(AGENTS[agent], {"executor": "program", "preprocessing": {"normalize_observations": True}})
+    trainer = Trainer(Config.read(config))
+    live = trainer.agent
+    for _ in range(5):
+        live.update(trainer.env)
+    twin, saved = live.replicated(range(2)), trainer.env.get_state()
+    frozen = live.frozen({key: _copied(part) for key, part in live.frozen_state().items()})
+    before = [{k: _copied(v) for k, v in flat(a.frozen_state(), "state").items()} for a in (twin, frozen)]
+    held = [x.clone() for x in leaves(saved)]
+    for _ in range(5):
+        live.update(trainer.env)
+    for a, b in zip((twin, frozen), before, strict=True):
+        assert_equal(flat(a.frozen_state(), "state"), b)
+    assert all(torch.equal(a, b) for a, b in zip(leaves(saved), held, strict=True))
+
+
+def _copied(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.clone()
+    return {key: _copied(part) for key, part in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def test_probed_updates_are_called_and_the_others_repeated() -> None:
+    trainer, _, notes = trained(merge(ON_POLICY, {"probe": {"every": 2}}), "program", 8)
+    assert trainer.probe is not None
+    assert trainer.probe.found.keys() >= {"probe/nsr", "probe/trace"}
+    assert ways(trainer)["learn"] == "program"
+    assert notes == []
+
+
+def test_agents_of_their_own_are_not_made_programs() -> None:
+    for agent in ("evolution", "bptt"):
+        config = merge(SMALL, {"env": {"id": "Pendulum-v1", "num_envs": 4}, "agent": {"name": agent}})
+        assert isinstance(Trainer(Config.read(config)).agent.executor, Eager)
+        with pytest.raises(PglabError, match="choose executor auto or eager"):
+            Trainer(Config.read(merge(config, {"executor": "program"})))

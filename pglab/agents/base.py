@@ -23,7 +23,7 @@ from pglab.population import Population
 from pglab.preprocessing import Preprocessor
 from pglab.programs import leaves
 from pglab.rollout import Position, Rollout
-from pglab.trees import kept_in_place, repeat_members, where_members
+from pglab.trees import kept_in_place, places, repeat_members, where_members
 
 Metrics = dict[str, Tensor | Callable[[], Tensor]]
 """What an update reports: tag -> `[P]`, or how to compute it, which is only done for updates that are logged."""
@@ -78,9 +78,10 @@ class Agent(ABC):
         networks = [p.flat for p in self.networks().values()]
         return [networks, self.policy_optimizer, self.baseline_state, self.estimator_learned, self.preprocessor.state]
 
-    def places(self) -> tuple[int, ...]:
-        """Where what an update changes lies: as long as it is the same, the update may be repeated instead of called."""
-        return (self.active is None, *map(id, leaves(self.changing())))
+    def places(self) -> tuple[object, ...]:
+        """Where what an update changes lies, and the numbers among it: as long as they are the same, the update may be
+        repeated instead of called."""
+        return (None if self.active is None else id(self.active), *places(self.changing()))
 
     def acting_places(self) -> tuple[int, ...]:
         """Where what acting reads lies."""
@@ -179,6 +180,9 @@ class Agent(ABC):
         """This agent as it is at these fractions of training (for its schedules)."""
         twin = copy.copy(self)
         twin.progress = progress
+        twin.population = Population(
+            self.population.members, self.population.noise
+        )  # whose values move apart from ours
         return twin
 
     def frozen_state(self) -> dict[str, Any]:
@@ -240,7 +244,7 @@ class Agent(ABC):
                     f"The checkpoint does not fit the config: its {name} network has shape {given}, the config's "
                     f"{list(p.flat.shape)} (members, parameters)."
                 )
-        learned = tree.get("estimator", {})
+        learned = dict(tree.get("estimator", {}))
         if learned.keys() != self.estimator_learned.keys():
             raise PglabError(
                 f"The checkpoint does not fit the config: it holds {', '.join(learned) or 'nothing'} of what the estimator "
@@ -253,6 +257,8 @@ class Agent(ABC):
                 p.flat.copy_(tree["networks"][name])
         self.policy_optimizer = self.optimizer_state(tree["policy_optimizer"])
         self.baseline_state = tree["baseline"]
+        if "optimizer" in learned:
+            learned["optimizer"] = self.optimizer_state(learned["optimizer"])
         self.estimator_learned = learned
         self.preprocessor.state = tree["preprocessor"]
         self.updates = tree["updates"]

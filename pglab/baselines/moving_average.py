@@ -35,5 +35,8 @@ class MovingAverage(Baseline):
         count = batch.valid.sum((0, 2))
         mean = (batch.value * batch.valid).sum((0, 2)) / count.clamp_min(1)  # [P]
         mean = torch.where(count > 0, mean, state["mean"])  # a member without valid rows stays where it is
-        moved = torch.where(state["batches"] == 0, mean, torch.lerp(mean, state["mean"].to(mean.dtype), self.decay))
-        return {"mean": moved, "batches": state["batches"] + 1}, {"baseline/moving_average": moved}
+        seen = torch.as_tensor(state["batches"], dtype=mean.dtype, device=mean.device).expand_as(
+            mean
+        )  # older checkpoints hold a number
+        moved = torch.where(seen == 0, mean, torch.lerp(mean, state["mean"].to(mean.dtype), self.decay))
+        return {"mean": moved, "batches": seen + 1}, {"baseline/moving_average": moved}
