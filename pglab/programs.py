@@ -11,8 +11,9 @@ a program is to a CPU, and the same rules hold:
 - so what it changes for good, it changes in place;
 - numbers are not read from tensors, and nothing else that differs from call to call decides what is done.
 
-A recording that reads a number says so in `Recording.obstacle`; whatever else breaks the rules shows when a program is
-compared with its function, bit for bit, which `pglab.executors.Programs` does before it relies on one.
+A recording that reads a number says so in `Recording.obstacle`; most of what else breaks the rules shows when a program is
+compared with its function, bit for bit, which `pglab.repeating.Programs` does before it relies on one. What does not: a tensor
+that is replaced and seen by nobody, and what differs for the first time after that comparison.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ class Repeating(OfTensors, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._held: dict[Callable[..., Any], dict[object, Held]] = {}
+        self._full: set[Callable[..., Any]] = set()
+        """Functions of which there are forms that are not repeated."""
         self._own: set[int] = set()
         """Ids of the tensors that captured functions returned, which stay where they are."""
 
@@ -76,6 +78,9 @@ class Repeating(OfTensors, ABC):
         if held is None:
             if len(forms) < FORMS:
                 forms[key] = Held()
+            elif function not in self._full:
+                self._full.add(function)
+                self._tell(function, f"it has taken more than {FORMS} forms; further ones are not repeated")
             return self.first(function, inputs)
         if held.as_it_is:
             return function(*inputs)
@@ -94,6 +99,10 @@ class Repeating(OfTensors, ABC):
             held.checked = True
             return result
         return self.repeat(held, inputs)
+
+    def _tell(self, function: Callable[..., Any], why: str) -> None:
+        name = getattr(function, "__name__", type(function).__name__).strip("_")
+        self.note(f"Part {name!r} of the update runs operation by operation: {why}.")
 
     def made(self, held: Held, x: Tensor) -> bool:
         """Whether a captured function made this result itself, where nobody else writes."""
@@ -130,7 +139,7 @@ class Programs(Repeating):
             try:
                 held.repeat = Program(recording).run
                 held.recording = recording
-            except (RuntimeError, TypeError) as error:
+            except (RuntimeError, TypeError, ValueError) as error:
                 why = f"it cannot be repeated ({str(error).splitlines()[0]})"
         if why is not None:
             self._give_up(held, function, why)
@@ -156,7 +165,7 @@ class Programs(Repeating):
                 if same([*leaves(repeated), *changed], expected):
                     return repeated
                 why = "repeated it gives other numbers"
-            except (RuntimeError, TypeError) as error:
+            except (RuntimeError, TypeError, ValueError) as error:
                 why = f"repeating it fails: {str(error).splitlines()[0]}"
             for x, y in zip(changed, expected[len(leaves(result)) :], strict=True):
                 x.copy_(y)
@@ -165,8 +174,7 @@ class Programs(Repeating):
 
     def _give_up(self, held: Held, function: Callable[..., Any], why: str) -> None:
         held.as_it_is, held.repeat, held.recording = True, None, None
-        name = getattr(function, "__name__", type(function).__name__).strip("_")
-        self.note(f"Part {name!r} of the update runs operation by operation: {why}.")
+        self._tell(function, why)
 
 
 class Compiled(Programs):

@@ -111,7 +111,10 @@ class ActorCriticAgent(Agent):
     def load_state(self, tree: Mapping[str, Any]) -> None:
         super().load_state(tree)
         self.critic_optimizer = self.optimizer_state(tree["critic_optimizer"])
-        self.log_alpha, self.alpha_optimizer = tree["alpha"]["log"], self.optimizer_state(tree["alpha"]["optimizer"])
+        self.log_alpha, self.alpha_optimizer = (
+            tree["alpha"]["log"].clone(),
+            self.optimizer_state(tree["alpha"]["optimizer"]),
+        )
         self.replay.count, self.rounds = tree["replay"]["count"], tree["rounds"]
         at = tree.get("position")
         self.position = None if at is None else Position(at["obs"], at["time"], at["mask"])

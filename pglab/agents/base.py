@@ -21,7 +21,7 @@ from pglab.optimizers import clip_by_member, optimizer_state
 from pglab.policy import CLASSES, Policy
 from pglab.population import Population
 from pglab.preprocessing import Preprocessor
-from pglab.programs import leaves
+from pglab.programs import leaves, mapped
 from pglab.rollout import Position, Rollout
 from pglab.trees import kept_in_place, places, repeat_members, where_members
 
@@ -231,7 +231,7 @@ class Agent(ABC):
 
     def optimizer_state(self, saved: dict[str, Any]) -> dict[str, Any]:
         """An optimizer's state as a checkpoint holds it."""
-        return optimizer_state(saved, len(self.population), self.noise.device)
+        return mapped(optimizer_state(saved, len(self.population), self.noise.device), torch.clone)
 
     def load_state(self, tree: Mapping[str, Any]) -> None:
         """Take over a tree made by `state` of an agent with the same config and as many members. PglabError if it is of
@@ -255,11 +255,12 @@ class Agent(ABC):
         with torch.no_grad():
             for name, p in self.networks().items():
                 p.flat.copy_(tree["networks"][name])
+        # Copies: what is taken over is written to from here on.
         self.policy_optimizer = self.optimizer_state(tree["policy_optimizer"])
-        self.baseline_state = tree["baseline"]
+        self.baseline_state = mapped(tree["baseline"], torch.clone)
         if "optimizer" in learned:
             learned["optimizer"] = self.optimizer_state(learned["optimizer"])
-        self.estimator_learned = learned
-        self.preprocessor.state = tree["preprocessor"]
+        self.estimator_learned = mapped(learned, torch.clone)
+        self.preprocessor.state = mapped(tree["preprocessor"], torch.clone)
         self.updates = tree["updates"]
         self.progress = tree["progress"]

@@ -43,9 +43,9 @@ class TorchEnvironment(Environment):
     """P x N environments of one `pglab_envs` class.
 
     All that changes is in two tensors, `state` `[P, N, S]` and `elapsed` `[P, N]` int32. They are replaced by `step`,
-    never written to, so tensors once handed out stay what they were; where observation and state are the same thing
-    `obs` *is* the state, so callers must not write to it either. No operation waits for the device, and nothing is
-    checked for NaN.
+    never written to, so tensors once handed out stay what they were (but those of a repeated rollout, which the next one
+    overwrites; see `pglab.repeating`); where observation and state are the same thing `obs` *is* the state, so callers must not
+    write to it either. No operation waits for the device, and nothing is checked for NaN.
 
     Args:
         env_class: a class of `pglab_envs`.
