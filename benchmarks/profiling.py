@@ -59,6 +59,8 @@ def part(stack: list[Where]) -> str:
     functions = {function for _, function in stack}
     if any(module.startswith(("envs.", "environments.")) for module in modules):
         return ENVIRONMENT
+    if ("training", "count") in stack:
+        return LOGGING
     if "optimizers" in modules or functions & {"step_policy", "move_target", "tune_entropy"}:
         return OPTIMIZER
     if "replay" in modules or "_transitions" in functions:
@@ -71,7 +73,7 @@ def part(stack: list[Where]) -> str:
         return UPDATE
     if "returns" in modules or functions & {"prepare", "returns"}:
         return ADVANTAGES
-    if modules & {"tracking", "watching"} or functions & {"_count", "_log", "_after_update"}:
+    if modules & {"tracking", "watching"} or functions & {"_log", "_after_update"}:
         return LOGGING
     return REST
 

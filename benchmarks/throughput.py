@@ -53,7 +53,8 @@ NOTES = {
     "benchmarks/peers/jax_a2c.py. pglab: its training loop, with logs at the usual intervals and no files.",
     "sac": "rejax draws its batch without replacement, which sorts the replay buffer at every update; it is shown as it is "
     "and with replacement, as the others draw.",
-    "gpu": "stable-baselines3 steps its environments on the CPU and is not part of this.",
+    "gpu": "stable-baselines3 steps its environments on the CPU and is not part of this. The aim: 20 million steps/s, and at "
+    "least what JAX reaches on the same device.",
 }
 ROOFLINES = {
     "exact": ("torch.tanh", ["--tanh", "exact"]),
@@ -302,6 +303,37 @@ def section(work: str, listed: Sequence[Entry]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def launches(listed: Sequence[Entry], measured: bool) -> tuple[dict[str, Any], str]:
+    """What pglab's contestants on a GPU launch, and how busy the device is; found in processes of their own, and as a part of
+    the page."""
+    found: dict[str, Any] = {}
+    rows = []
+    for entry in listed:
+        if entry.kind != "pglab":
+            continue
+        row = ["not yet measured", "", ""]
+        if measured:
+            words = entry.command[entry.command.index("a2c") + 1 :]
+            command = [sys.executable, str(HERE / "launches.py"), *words]
+            say(f"{entry.label}: counting launches")
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or ["it stopped without a word"])[-1]
+                found[entry.label] = {"failure": reason}
+                row = [textwrap.shorten(f"not measured: {reason}", 120), "", ""]
+            else:
+                one = found[entry.label] = json.loads(done.stdout.splitlines()[-1])
+                row = [
+                    f"{one['launches_per_update']:,.1f}",
+                    f"{one['device_operations_per_update']:,.1f}",
+                    f"{one['busy']:.0%}",
+                ]
+        rows.append([entry.label, *row])
+    head = ["", "launches per update", "device operations per update", "device busy"]
+    text = "Launches by the host and what the device does, while torch's profiler watches (benchmarks/launches.py).\n\n"
+    return found, text + reporting.table(head, rows)
+
+
 def profiled(work: str, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Where pglab's time goes, found in a process of its own, and as a part of the page."""
     command = [sys.executable, str(HERE / "profiling.py"), "--raw", "--work", work, "--seconds", str(options.seconds)]
@@ -367,8 +399,12 @@ def main() -> None:
         record[work] = {"title": TITLES[work], "unit": UNITS[work], "ratios": ratios(listed)}
         record[work]["contestants"] = {e.label: e.record() for e in listed}
         sections.append(section(work, listed))
+        if work == "gpu":
+            record[work]["launches"], text = launches(listed, gpu)
+            sections.append(text)
     if "gpu" not in works and not gpu:
-        sections.append(section("gpu", entries("gpu", options)))
+        listed = entries("gpu", options)
+        sections += [section("gpu", listed), launches(listed, measured=False)[1]]
     if options.profile and options.device == "cpu":
         record["profile"] = {}
         for work in works:

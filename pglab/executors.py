@@ -44,9 +44,13 @@ class Executor:
         action_noise: Tensor,
         reset_noise: Tensor | None,
         recorder: Recorder | None = None,
-    ) -> tuple[Rollout, Position]:
-        """`pglab.rollout.block` under the agent's policy, its forward passes kept by `recorder` where there is one. What it
-        returns is overwritten by the next block (see `kept`)."""
+        count: Count | None = None,
+        then: Then | None = None,
+        inputs: Sequence[Any] = (),
+    ) -> tuple[Rollout, Position, Any]:
+        """`pglab.rollout.block` under the agent's policy, its forward passes kept by `recorder` where there is one; then
+        `count(rollout)`, and the result of `then(rollout, position, *inputs)`. Both are functions as `call` takes them, and
+        are repeated with the block where it is repeated. What is returned is overwritten by the next block (see `kept`)."""
         act = agent.act
         if recorder is not None:
             views, prepare = agent.policy_parameters.views, agent.preprocessor.observations
@@ -55,7 +59,11 @@ class Executor:
             def act(obs: Tensor, action_mask: Tensor | None) -> Distribution:
                 return parameterized(views, recorder.step(prepare(obs)), action_mask)
 
-        return block(env, act, agent.policy.present, position, action_noise, reset_noise)
+        rollout, position = block(env, act, agent.policy.present, position, action_noise, reset_noise)
+        if count is not None:
+            self.call(count, rollout)
+        found = None if then is None else self.call(then, rollout, position, *inputs, key=agent.places())
+        return rollout, position, found
 
     def call(self, function: Callable[..., Any], *inputs: Any, key: object = None) -> Any:
         """`function(*inputs)`, a function that keeps the rules of `pglab.programs`. Its inputs and results are trees of
@@ -121,32 +129,72 @@ class Playing:
         return now[0], now[1], obs, columns
 
 
+Count = Callable[[Rollout], None]
+Then = Callable[..., Any]
+Played = tuple[Tensor, Tensor, Tensor, Tensor, Rollout, Any]
 Play = Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]]
 """What `Playing` is, however it is run."""
 
 
 class Block:
-    """A whole block of a torch-native environment, played `size` steps at a time."""
+    """A whole block of a torch-native environment, played `size` steps at a time, and what follows from it (see
+    `Executor.block`)."""
 
-    join: Callable[..., Any] = staticmethod(lambda function, *inputs: function(*inputs))
-    """How `assemble` is called where the block is not repeated as a whole."""
+    join: Callable[..., Any] = staticmethod(lambda function, *inputs, key=None: function(*inputs))
+    """How its `end` is called where the block is not repeated as a whole."""
 
-    def __init__(self, agent: Agent, env: TorchEnvironment, recorder: Recorder | None, play: Play, size: int) -> None:
-        self.agent, self.env, self.recorder, self._play, self.size = agent, env, recorder, play, size
+    def __init__(
+        self,
+        agent: Agent,
+        env: TorchEnvironment,
+        recorder: Recorder | None,
+        count: Count | None,
+        then: Then | None,
+        play: Play,
+        size: int,
+    ) -> None:
+        self.agent, self.env, self.recorder, self.count, self.then = agent, env, recorder, count, then
+        self._play, self.size = play, size
 
     def __call__(
-        self, state: Tensor, elapsed: Tensor, obs: Tensor, time: Tensor, noise: Tensor, starts: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Rollout]:
-        """State `[P, N, S]`, elapsed steps, observations and steps in the episode afterwards, and the rollout."""
+        self,
+        state: Tensor,
+        elapsed: Tensor,
+        obs: Tensor,
+        time: Tensor,
+        noise: Tensor,
+        resets: Tensor | None,
+        *inputs: Any,
+    ) -> Played:
+        """State `[P, N, S]`, elapsed steps, observations and steps in the episode afterwards, the rollout, and what `then`
+        makes of it."""
         parts = []
         with torch.no_grad():
+            if resets is None:  # all episodes begin from one state
+                resets = noise.new_zeros(len(noise), *self.env.valid.shape, 0)
+            starts = self.env.starts(resets)
             for t in range(0, len(noise), self.size):
                 now = slice(t, t + self.size)
                 into = None if self.recorder is None else self.recorder.rows[now]
                 state, elapsed, obs, columns = self._play(state, elapsed, obs, noise[now], starts[now], into)
                 parts.append(columns)
-            rollout, time = self.join(self.assemble, parts, noise, time)
-        return state, elapsed, obs, time, rollout
+        rollout, time, found = self.join(self.end, parts, noise, time, obs, *inputs, key=self.key())
+        return state, elapsed, obs, time, rollout, found
+
+    def key(self) -> object:
+        """Names what decides which operations the block makes, and where what it changes lies."""
+        return self.agent.acting_places(), None if self.then is None else self.agent.places()
+
+    def end(
+        self, parts: list[list[Tensor]], noise: Tensor, time: Tensor, obs: Tensor, *inputs: Any
+    ) -> tuple[Rollout, Tensor, Any]:
+        """The rollout of its parts' columns, the environments' steps in their episodes afterwards, and what `then` makes of
+        them."""
+        with torch.no_grad():
+            rollout, time = self.assemble(parts, noise, time)
+            if self.count is not None:
+                self.count(rollout)
+        return rollout, time, None if self.then is None else self.then(rollout, Position(obs, time, None), *inputs)
 
     def assemble(self, parts: list[list[Tensor]], noise: Tensor, time: Tensor) -> tuple[Rollout, Tensor]:
         """The rollout of its parts' columns, and the environments' steps in their episodes afterwards."""
@@ -161,13 +209,13 @@ class OfTensors(Executor, ABC):
     stepped operation by operation."""
 
     def __init__(self) -> None:
-        self._block: Block | None = None
+        self._blocks: dict[tuple[Any, ...], Block] = {}
 
     @abstractmethod
     def make(self, playing: Playing, length: int) -> tuple[Play, int]:
         """How a block of `length` steps is played, and how many of them at a time."""
 
-    def play(self, block: Block, *now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Rollout]:
+    def play(self, block: Block, *now: Any) -> Played:
         """Call the block."""
         return block(*now)
 
@@ -179,23 +227,22 @@ class OfTensors(Executor, ABC):
         action_noise: Tensor,
         reset_noise: Tensor | None,
         recorder: Recorder | None = None,
-    ) -> tuple[Rollout, Position]:
+        count: Count | None = None,
+        then: Then | None = None,
+        inputs: Sequence[Any] = (),
+    ) -> tuple[Rollout, Position, Any]:
         from pglab.environments.torch_native import TorchEnvironment
 
-        length = len(action_noise)
         if not isinstance(env, TorchEnvironment):
-            return super().block(agent, env, position, action_noise, reset_noise, recorder)
-        made = self._block
-        if made is None or made.agent is not agent or made.env is not env or made.recorder is not recorder:
-            self._block = made = Block(agent, env, recorder, *self.make(Playing(agent, env), length))
-        with torch.no_grad():
-            if reset_noise is None:  # all episodes begin from one state
-                reset_noise = action_noise.new_zeros(length, env.num_members, env.num_envs, 0)
-            starts = env.starts(reset_noise)
-        env.state, env.elapsed, obs, time, rollout = self.play(
-            made, env.state, env.elapsed, position.obs, position.time, action_noise, starts
+            return super().block(agent, env, position, action_noise, reset_noise, recorder, count, then, inputs)
+        which = agent, env, recorder, count, then
+        made = self._blocks.get(which)
+        if made is None:
+            made = self._blocks[which] = Block(*which, *self.make(Playing(agent, env), len(action_noise)))
+        env.state, env.elapsed, obs, time, rollout, found = self.play(
+            made, env.state, env.elapsed, position.obs, position.time, action_noise, reset_noise, *inputs
         )
-        return rollout, Position(obs, time, None)
+        return rollout, Position(obs, time, None), found
 
 
 REPEATED_ROWS = 2**19

@@ -479,8 +479,9 @@ THIN = 4
 """A product over so few columns is written as a sum for a compiler, which makes it with what comes before and after."""
 
 
-def _thin(graph: torch.fx.Graph, op: Operation, swapped: Callable[[Any], Any]) -> torch.fx.Node | None:
-    """A batched product whose operands are thin as operations element by element; None for others."""
+def _product(graph: torch.fx.Graph, op: Operation, swapped: Callable[[Any], Any]) -> torch.fx.Node:
+    """A batched product as a compiler makes most of it: thin operands as operations element by element, and what is added
+    afterwards, where it is added with what follows."""
     *bias, a, b = op.args
     inner, rows, columns = _size(a)[2], _size(a)[1], _size(b)[2]
     x, y = swapped(a), swapped(b)
@@ -491,17 +492,21 @@ def _thin(graph: torch.fx.Graph, op: Operation, swapped: Callable[[Any], Any]) -
     def part(z: torch.fx.Node, dim: int, i: int) -> torch.fx.Node:
         return call(aten.slice.Tensor, z, dim, i, i + 1)
 
+    def summed(p: torch.fx.Node, q: torch.fx.Node) -> torch.fx.Node:
+        return call(aten.sum.dim_IntList, call(aten.mul.Tensor, p, q), [2])
+
     if inner <= THIN:
         total = call(aten.mul.Tensor, part(x, 2, 0), part(y, 1, 0))
         for i in range(1, inner):
             total = call(aten.add.Tensor, total, call(aten.mul.Tensor, part(x, 2, i), part(y, 1, i)))
     elif rows <= THIN // 2 and inner <= WIDE:
         turned = call(aten.transpose.int, y, 1, 2)  # [P, columns, inner]
-        made = [call(aten.sum.dim_IntList, call(aten.mul.Tensor, turned, part(x, 1, i)), [2]) for i in range(rows)]
-        total = call(aten.stack.default, made, 1)
+        total = call(aten.stack.default, [summed(turned, part(x, 1, i)) for i in range(rows)], 1)
+    elif columns <= THIN and inner <= WIDE:
+        turned = call(aten.transpose.int, y, 1, 2)
+        total = call(aten.stack.default, [summed(x, part(turned, 1, i)) for i in range(columns)], 2)
     else:
-        return None
-    del columns
+        total = call(aten.bmm.default, x, y)
     if bias:
         scale = {"beta": 1, "alpha": 1} | op.kwargs
         if scale["alpha"] != 1:
@@ -527,18 +532,24 @@ def as_graph(recording: Recording) -> tuple[torch.fx.GraphModule, list[Tensor]]:
     graph = torch.fx.Graph()
     tensors: list[Tensor] = []
     bases: dict[int, torch.fx.Node] = {}
+    shapes: dict[torch.fx.Node, tuple[int, ...]] = {}
     nodes: dict[int, torch.fx.Node] = {}  # by id of the value or tensor
 
     def base(x: Tensor) -> torch.fx.Node:
         storage = x.untyped_storage()
         if storage._cdata not in bases:
-            whole = torch.empty(0, dtype=x.dtype, device=x.device)
-            whole.set_(storage, 0, (storage.nbytes() // x.element_size(),), (1,))
+            whole = x.detach()
+            if not x.is_contiguous() or x.numel() * x.element_size() != storage.nbytes():
+                whole = torch.empty(0, dtype=x.dtype, device=x.device)
+                whole.set_(storage, 0, (storage.nbytes() // x.element_size(),), (1,))
             tensors.append(whole)
             bases[storage._cdata] = graph.placeholder(f"memory_{len(tensors)}")
+            shapes[bases[storage._cdata]] = tuple(whole.size())
         return bases[storage._cdata]
 
     def lying(x: Tensor | Value, at: torch.fx.Node) -> torch.fx.Node:
+        if isinstance(x, Tensor) and x.is_contiguous() and tuple(x.size()) == shapes.get(at):
+            return at
         size, stride, offset = (
             (x.size, x.stride, x.offset)
             if isinstance(x, Value)
@@ -569,8 +580,9 @@ def as_graph(recording: Recording) -> tuple[torch.fx.GraphModule, list[Tensor]]:
 
     last: dict[int, Value] = {}
     for op in recording.operations:
-        made = _thin(graph, op, swapped) if op.function in PRODUCTS else None
-        if made is None:
+        if op.function in PRODUCTS:
+            made = _product(graph, op, swapped)
+        else:
             made = graph.call_function(op.function, tuple(swapped(op.args)), swapped(op.kwargs))
         if op.kind == "changes":
             continue

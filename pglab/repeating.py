@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pglab.executors import Block, OfTensors, Play, Playing
+from pglab.executors import Block, OfTensors, Play, Played, Playing
 from pglab.programs import Program, Recording, as_graph, leaves, likewise, mapped, same, write_again
-from pglab.rollout import Rollout
 
 FORMS = 8
 """So many forms of a function (other shapes of its inputs, other places of what it changes) are repeated; further ones are
 called as they are."""
-FEW = 100
+FEW = 200
 """Functions of fewer operations stay programs: a compiled one saves nothing that is worth the seconds."""
 OPTIONS: dict[str, Any] = {"cpp_wrapper": True}
 """The C++ wrapper spares some 20 Python calls a step of the rollout."""
@@ -64,8 +63,8 @@ class Repeating(OfTensors, ABC):
     def make(self, playing: Playing, length: int) -> tuple[Play, int]:
         return playing, length
 
-    def play(self, block: Block, *now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Rollout]:
-        played: tuple[Tensor, Tensor, Tensor, Tensor, Rollout] = self.call(block, *now, key=block.agent.acting_places())
+    def play(self, block: Block, *now: Any) -> Played:
+        played: Played = self.call(block, *now, key=block.key())
         return played
 
     def kept(self, tree: Any) -> Any:
@@ -103,6 +102,10 @@ class Repeating(OfTensors, ABC):
     def _tell(self, function: Callable[..., Any], why: str) -> None:
         name = getattr(function, "__name__", type(function).__name__).strip("_")
         self.note(f"Part {name!r} of the update runs operation by operation: {why}.")
+
+    def _give_up(self, held: Held, function: Callable[..., Any], why: str) -> None:
+        held.as_it_is, held.repeat, held.recording = True, None, None
+        self._tell(function, why)
 
     def made(self, held: Held, x: Tensor) -> bool:
         """Whether a captured function made this result itself, where nobody else writes."""
@@ -172,10 +175,6 @@ class Programs(Repeating):
         self._give_up(held, function, why)
         return result
 
-    def _give_up(self, held: Held, function: Callable[..., Any], why: str) -> None:
-        held.as_it_is, held.repeat, held.recording = True, None, None
-        self._tell(function, why)
-
 
 class Compiled(Programs):
     """Compiled by `torch.compile`: rollouts in chunks of at most `chunk` steps, and the programs of whatever else has many
@@ -199,7 +198,7 @@ class Compiled(Programs):
             self._play = playing.agent, playing.env, _compiled(playing.__call__)
         return self._play[2], self.chunk
 
-    def play(self, block: Block, *now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Rollout]:
+    def play(self, block: Block, *now: Any) -> Played:
         if block.size < self.chunk:
             return super().play(block, *now)
         block.join = self.call
@@ -245,8 +244,12 @@ class CudaGraph(Repeating):
 
     def capture(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = function(*inputs)
+        try:
+            with torch.cuda.graph(graph):
+                result = function(*inputs)
+        except RuntimeError as error:
+            self._give_up(held, function, f"it cannot be captured ({str(error).splitlines()[0]})")
+            return function(*inputs)
         graph.replay()  # a capture does nothing by itself
         held.repeat = graph.replay
         return result

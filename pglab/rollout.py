@@ -158,6 +158,9 @@ def step_numbers(time: Tensor, ended: Tensor, valid: Tensor) -> tuple[Tensor, Te
     """Each row's step in its episode, `[T, P, N]` int64, and the next step's, `[P, N]`; `time` `[P, N]` is the first row's.
     A row that is not valid, because it only reset the environment, is no step of the new episode."""
     steps = len(valid)
+    if steps == 1:
+        within = torch.where(ended[0], 0, time + valid[0])
+        return time.unsqueeze(0), within
     if valid.stride(0) == 0:  # no row ever only resets
         numbers = torch.arange(1, steps + 1, device=valid.device, dtype=time.dtype)
         done = numbers[:, None, None] * valid[0]

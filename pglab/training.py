@@ -104,6 +104,7 @@ class Trainer:
         self.steps = np.zeros(members, dtype=np.int64)
         self.running = torch.zeros(members, config.env.num_envs, device=self.device)
         self.finished_sum = torch.zeros(3, members, device=self.device)  # returns, lengths, episodes since the last log
+        self.made = torch.zeros(members, dtype=torch.int64, device=self.device)  # steps of the last update
         self.next_log, self.next_checkpoint = config.log_every, config.checkpoint.every
         self.stages = Stages(config)
         self.evaluations: list[dict[str, Any]] = []
@@ -173,7 +174,8 @@ class Trainer:
         self.agent.load_state(tree["agent"])
         resumed = self.env.set_state(tree["environment"])
         self.steps = np.array(loop["steps"], dtype=np.int64)
-        self.running, self.finished_sum = loop["running"], loop["finished_sum"]
+        self.running.copy_(loop["running"])
+        self.finished_sum.copy_(loop["finished_sum"])
         self.next_log, self.next_checkpoint = loop["next"]
         self.stages.load_state(loop["stages"])
         self.evaluations, self.measurements = loop["evaluations"], loop["measurements"]
@@ -189,7 +191,7 @@ class Trainer:
                 f"{self.env.spec.id} cannot be resumed exactly: {int(resumed.lost.sum())} episodes under way begin again."
             )
             self.agent.begin_again(resumed)
-            self.running = self.running * ~resumed.lost
+            self.running *= ~resumed.lost
         self._opened = True
         if self.folder is not None:
             Tracker.cut_back(self.folder, tree["positions"])
@@ -213,8 +215,7 @@ class Trainer:
                     interrupt.check()
                     self._consistent = False
                     self._before_update()
-                    metrics, rollout = self.agent.update(self.env)
-                    self._count(rollout)
+                    metrics, _ = self._update()
                     self.seconds["total"] = earlier["total"] + time.perf_counter() - began
                     if self.probe is not None:
                         self.seconds["probe"] = earlier["probe"] + self.probe.seconds
@@ -274,22 +275,20 @@ class Trainer:
         self.agent.begin_update(progress, active)
         self._look()
 
-    def _count(self, rollout: Rollout) -> None:
-        if self.agent.steps_per_update is None:  # whole episodes, of another length each time
-            steps = self.count(rollout)
-        else:
-            steps = self.agent.executor.call(self.count, rollout, key=(id(self.running), id(self.finished_sum)))
-        self.steps += steps.cpu().numpy()
+    def _update(self) -> tuple[dict[str, Any], Rollout]:
+        metrics, rollout = self.agent.update(self.env, self.count)
+        self.steps += self.made.cpu().numpy()
+        return metrics, rollout
 
-    def count(self, rollout: Rollout) -> torch.Tensor:
-        """Add up the episodes that ended; returns the steps that were made, `[P]`."""
+    def count(self, rollout: Rollout) -> None:
+        """Add up the episodes that ended, and count the steps that were made."""
         whole = self.agent.steps_per_update is None  # they start and end within the batch
         running = torch.zeros_like(rollout.reward[0]) if whole else self.running
         total, length, count, running = episode_sums(rollout, running)
         if not whole:
             self.running.copy_(running)
         self.finished_sum += torch.stack([total, length, count])
-        return rollout.valid.sum((0, 2))
+        self.made.copy_(rollout.valid.sum((0, 2)))
 
     def _after_update(self, metrics: dict[str, Any]) -> None:
         at = int(self.steps.min())

@@ -430,10 +430,8 @@ def test_a_member_alone_equals_the_same_member_in_a_population() -> None:
     for _ in range(12):
         for trainer in (many, one):
             trainer._before_update()
-        _, crowd = many.agent.update(many.env)
-        _, single = one.agent.update(one.env)
-        many._count(crowd)
-        one._count(single)
+        _, crowd = many._update()
+        _, single = one._update()
     torch.testing.assert_close(crowd.obs[:, index], single.obs[:, 0], rtol=1e-4, atol=1e-4)
     for name, parameters in one.agent.networks().items():
         ours, theirs = parameters.flat[0], many.agent.networks()[name].flat[index]

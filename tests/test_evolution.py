@@ -399,10 +399,8 @@ def test_a_member_alone_equals_the_same_member_in_a_population(more: dict[str, A
     for _ in range(12):
         for trainer in (many, one):
             trainer._before_update()
-        _, crowd = many.agent.update(many.env)
-        _, single = one.agent.update(one.env)
-        many._count(crowd)
-        one._count(single)
+        _, crowd = many._update()
+        _, single = one._update()
         t, valid = len(single), single.valid[:, 0]
         assert torch.equal(crowd.valid[:t, index], valid)
         assert not crowd.valid[t:, index].any()

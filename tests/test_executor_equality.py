@@ -21,7 +21,7 @@ from pglab.capabilities import fitting
 from pglab.config import Config, merge
 from pglab.errors import PglabError
 from pglab.estimators import ESTIMATORS
-from pglab.executors import Eager
+from pglab.executors import Block, Eager
 from pglab.policy import CLASSES
 from pglab.programs import leaves
 from pglab.repeating import Programs
@@ -71,7 +71,7 @@ WORLDS: dict[str, dict[str, Any]] = {
 }
 """An environment and a policy of every family but beta, which is drawn from eagerly only."""
 
-RUNS = {"on_policy": {"Block", "learn", "count"}, "actor_critic": {"Block", "store", "learn", "count"}}
+RUNS = {"on_policy": {"block", "learn"}, "actor_critic": {"block, store_and_learn"}}
 """What runs as a program where nothing is said in `AS_THEY_ARE`."""
 
 
@@ -91,8 +91,7 @@ def trained(config: dict[str, Any], executor: str, updates: int = UPDATES) -> tu
     trainer.agent.executor.note = notes.append
     for i in range(updates):
         trainer.agent.begin_update(*progress_of(trainer))
-        metrics, rollout = trainer.agent.update(trainer.env)
-        trainer._count(rollout)
+        metrics, rollout = trainer._update()
         found[f"rewards/{i}"] = rollout.reward.clone()
     with torch.no_grad():
         for tag, value in metrics.items():
@@ -128,12 +127,18 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def ways(trainer: Trainer) -> dict[str, str]:
-    """Every function that the executor was asked for, and whether it is a `program` or called as it is."""
+    """Every function that the executor was asked for more than twice in one form or in several, and whether it is a `program`
+    or called as it is. A block is named with what follows from it."""
     executor = trainer.agent.executor
     assert isinstance(executor, Programs)
     found = {}
     for function, forms in executor._held.items():
-        name = getattr(function, "__name__", type(function).__name__)
+        if isinstance(function, Block):
+            name = "block" if function.then is None else f"block, {function.then.__name__}"
+        else:
+            name = function.__name__
+        if len(forms) == 1 and not any(h.checked or h.as_it_is for h in forms.values()):
+            continue
         repeated = [h.repeat is not None and h.checked and not h.as_it_is for h in forms.values()]
         found[name] = "program" if any(repeated) else "called"
     return found
@@ -282,21 +287,26 @@ ONE_BY_ONE = "steps of several are repeated one by one, between what is done onc
 VARIES = "batches of whole episodes are of another length each time"
 DRAWS = "the critic's blending draws noise within the update"
 STEPPED = "gymnasium steps its environments itself"
+SEVERAL = "several updates a round are repeated one by one, after the round's block"
+LOOKED_AT = "an update that the probe looks at is called, after a block of its own"
 AS_THEY_ARE: dict[str, tuple[set[str], str]] = {
-    "on_policy, epochs": ({"Block", "step", "count"}, ONE_BY_ONE),
-    "on_policy, minibatches": ({"Block", "step", "count"}, ONE_BY_ONE),
-    "on_policy, epochs of minibatches": ({"Block", "step", "count"}, ONE_BY_ONE),
-    "on_policy, minibatches with a critic": ({"Block", "step", "count"}, ONE_BY_ONE),
-    "on_policy, v_trace": ({"Block", "step", "count"}, ONE_BY_ONE),
-    "on_policy, whole episodes": ({"Block"}, VARIES),
-    "on_policy, whole episodes, two each": ({"Block"}, VARIES),
-    "on_policy, whole episodes in minibatches": ({"Block"}, VARIES),
-    "on_policy, blend": ({"Block", "count"}, DRAWS),
-    "on_policy, blend, interpolated": ({"Block", "count"}, DRAWS),
+    "on_policy, epochs": ({"block", "step"}, ONE_BY_ONE),
+    "on_policy, minibatches": ({"block", "step"}, ONE_BY_ONE),
+    "on_policy, epochs of minibatches": ({"block", "step"}, ONE_BY_ONE),
+    "on_policy, minibatches with a critic": ({"block", "step"}, ONE_BY_ONE),
+    "on_policy, v_trace": ({"block", "step"}, ONE_BY_ONE),
+    "on_policy, whole episodes": ({"block"}, VARIES),
+    "on_policy, whole episodes, two each": ({"block"}, VARIES),
+    "on_policy, whole episodes in minibatches": ({"block"}, VARIES),
+    "on_policy, blend": ({"block"}, DRAWS),
+    "on_policy, blend, interpolated": ({"block"}, DRAWS),
     "on_policy, gymnasium": ({"learn", "count"}, STEPPED),
     "on_policy, gymnasium, next step": ({"learn", "count"}, STEPPED),
-    "actor_critic, gymnasium": ({"store", "learn", "count"}, STEPPED),
-    "actor_critic, gymnasium, next step": ({"store", "learn", "count"}, STEPPED),
+    "actor_critic, several updates a round": ({"block, store", "learn"}, SEVERAL),
+    "actor_critic, soft actor-critic": ({"block, store", "learn"}, SEVERAL),
+    "actor_critic, probe": ({"block, store", "block, store_and_learn"}, LOOKED_AT),
+    "actor_critic, gymnasium": ({"store_and_learn", "count"}, STEPPED),
+    "actor_critic, gymnasium, next step": ({"store_and_learn", "count"}, STEPPED),
 }
 """What alone runs as a program, and why the rest does not. Nothing is given up on."""
 PAIRS, CHOICES = pairs(), options()
@@ -343,8 +353,13 @@ def test_members_that_are_done_stand_still_in_a_program_too(agent: str) -> None:
             assert not torch.equal(seen[i][1], seen[i - 1][1])
         found[executor] = flat(trainer.agent.state(), "state")
     assert_equal(found["program"], found["eager"])
-    held = trainer.agent.executor._held[trainer.agent.learn]  # type: ignore[attr-defined]
-    assert [h.repeat is not None for h in held.values()] == [True, True]
+    learning = [
+        held
+        for function, forms in trainer.agent.executor._held.items()  # type: ignore[attr-defined]
+        if "learn" in getattr(getattr(function, "then", function), "__name__", "")
+        for held in forms.values()
+    ]
+    assert [h.repeat is not None for h in learning] == [True, True]
 
 
 RUN = {

@@ -83,7 +83,7 @@ def seen_at(config: dict[str, Any], update: int) -> tuple[Agent, Any]:
     try:
         while True:
             trainer._before_update()
-            trainer._count(trainer.agent.update(trainer.env)[1])
+            trainer._update()
     except Seen:
         return found[0]
     finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from pglab.baselines import MovingAverage
 from pglab.config import Config, merge
 from pglab.programs import leaves, same
-from pglab.repeating import FORMS, Programs
+from pglab.repeating import FORMS, CudaGraph, Held, Programs
 from pglab.training import Trainer
 from pglab.trees import places
 
@@ -411,6 +412,27 @@ def test_a_rate_first_asked_for_in_inference_mode_moves_on() -> None:
         rate = agent.rate()
     agent.begin_update([0.5, 0.5], None)
     assert rate.tolist() == [[pytest.approx(0.01)]] * 2
+
+
+def test_what_cuda_cannot_capture_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def refused(graph: object) -> Iterator[None]:
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+    executor, held, notes = CudaGraph(), Held(), []
+    executor.note = notes.append
+
+    def doubled(x: Tensor) -> Tensor:
+        return 2 * x
+
+    assert executor.capture(held, doubled, [torch.ones(2)]).tolist() == [2, 2]
+    assert held.as_it_is
+    (note,) = notes
+    assert "'doubled'" in note
+    assert note.endswith("(operation not permitted when stream is capturing).")
 
 
 def test_places_tell_tensors_and_numbers_apart() -> None:

@@ -125,11 +125,11 @@ def killed_after(config: dict[str, Any], folder: Path, checkpoints: int) -> None
         count["saved"] += 1
         return save()
 
-    def counted_update(env: Any) -> Any:
+    def counted_update(env: Any, counted: Any) -> Any:
         count["after"] += count["saved"] >= checkpoints
         if count["after"] > 3:
             raise Stop
-        return update(env)
+        return update(env, counted)
 
     trainer.save = counted_save  # type: ignore[method-assign]
     trainer.agent.update = counted_update  # type: ignore[method-assign]
@@ -204,8 +204,7 @@ def test_kill_9_leaves_readable_checkpoints_and_the_resumed_run_equals_the_unint
     def until_goal(trainer: Trainer) -> dict[str, Any]:
         while trainer.steps.min() < goal:
             trainer._before_update()
-            _, rollout = trainer.agent.update(trainer.env)
-            trainer._count(rollout)
+            trainer._update()
         return checkpoint.plain(trainer.agent.state())
 
     resumed, fresh = Trainer(config), Trainer(config)
@@ -242,10 +241,8 @@ def test_a_member_alone_equals_the_same_member_in_a_population(config: dict[str,
     while one.agent.updates < updates:
         for trainer in (many, one):
             trainer._before_update()
-        _, crowd = many.agent.update(many.env)
-        _, single = one.agent.update(one.env)
-        many._count(crowd)
-        one._count(single)
+        _, crowd = many._update()
+        _, single = one._update()
         t = len(single)
         valid = single.valid[:, 0]
         assert torch.equal(crowd.valid[:t, index], valid)
@@ -290,8 +287,7 @@ def test_members_stop_at_their_own_number_of_steps() -> None:
         trainer._before_update()
         for p in np.flatnonzero(trainer.steps >= 600):
             frozen.setdefault(int(p), trainer.agent.policy_parameters.flat[p].clone())
-        _, rollout = trainer.agent.update(trainer.env)
-        trainer._count(rollout)
+        trainer._update()
     assert frozen
     for p, flat in frozen.items():
         assert torch.equal(trainer.agent.policy_parameters.flat[p], flat)
@@ -443,8 +439,7 @@ def test_episodes_that_cannot_be_gone_on_with_begin_again_for_the_agent_too() ->
     try:
         for _ in range(3):
             trainer._before_update()
-            _, rollout = trainer.agent.update(trainer.env)
-            trainer._count(rollout)
+            trainer._update()
         assert trainer.running.any()
         tree = checkpoint.plain(
             {

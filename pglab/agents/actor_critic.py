@@ -25,6 +25,7 @@ from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.estimators import Draw, Signal
 from pglab.estimators.enumeration import enumerated
+from pglab.executors import Count
 from pglab.gradients import cotangents, entropy, push
 from pglab.networks import Parameters
 from pglab.noise import ChunkedNoise, Purpose
@@ -151,8 +152,11 @@ class ActorCriticAgent(Agent):
 
     # -- collecting
 
-    def collect(self, env: Environment) -> Rollout:
-        """`steps_per_round` vector steps of the current policy, added to the replay. Returns them, `[T, P, N]`."""
+    def collect(
+        self, env: Environment, count: Count | None = None, learning: tuple[Tensor, Draws] | None = None
+    ) -> tuple[Rollout, Metrics]:
+        """`steps_per_round` vector steps of the current policy, added to the replay; with what `learn` takes, one update from
+        the replay then. Returns the steps, `[T, P, N]`, and the update's metrics."""
         if self.position is None:
             self.position = Position.start(env.reset(self.noise, (0,)))
         (kind, shape), steps, n = self.event, self.settings.steps_per_round, self.num_envs
@@ -160,11 +164,18 @@ class ActorCriticAgent(Agent):
         size, resets = env.spec.reset_noise_size, None
         if size:
             resets = self.chunks.take("uniform", Purpose.RESET, self.rounds, (steps, n, size)).transpose(0, 1)
-        rollout, self.position = self.executor.block(self, env, self.position, actions, resets)
-        self.executor.call(self.store, rollout, self.position)
+        then = self.store if learning is None else self.store_and_learn
+        rollout, self.position, metrics = self.executor.block(
+            self, env, self.position, actions, resets, count=count, then=then, inputs=learning or ()
+        )
         self.replay.have_put(self.round_rows)
         self.rounds += 1
-        return rollout
+        return rollout, metrics or {}
+
+    def store_and_learn(self, rollout: Rollout, after: Position, u: Tensor, draws: Draws) -> Metrics:
+        """`store`, then `learn`."""
+        self.store(rollout, after)
+        return self.learn(u, draws)
 
     def store(self, rollout: Rollout, after: Position) -> None:
         """Put a rollout into the replay."""
@@ -216,6 +227,11 @@ class ActorCriticAgent(Agent):
             if c.blend and c.blend_target == "interpolated"
             else None,
         )
+
+    def _next_update(self) -> tuple[Tensor, Draws]:
+        """What `learn` takes, for the next update."""
+        b = self.settings.replay.batch_size
+        return self.chunks.take("uniform", Purpose.REPLAY, self.updates, (b,)), self.draws(b)
 
     def target(self, rows: Transitions, noise: Tensor | None) -> Tensor:
         """The critic's regression target, `[P, B]`: r + gamma (1 - terminated) (Q_target(s', a') + alpha H). `noise`
@@ -353,14 +369,17 @@ class ActorCriticAgent(Agent):
             step = step * self.active
         OptimizerConfig().step(self.log_alpha, grad, self.alpha_optimizer, step)
 
-    def update(self, env: Environment) -> tuple[Metrics, Rollout]:
+    def update(self, env: Environment, count: Count | None = None) -> tuple[Metrics, Rollout]:
         """One round: collect, then `updates_per_round` updates of critic and actor. Metrics are the last update's."""
-        rollout = self.collect(env)
-        s, metrics = self.settings, {}
-        if self.rounds * self.round_rows >= s.replay.warmup:
-            for _ in range(s.updates_per_round):
-                u = self.chunks.take("uniform", Purpose.REPLAY, self.updates, (s.replay.batch_size,))
-                draws = self.draws(s.replay.batch_size)
+        s = self.settings
+        due = s.updates_per_round if (self.rounds + 1) * self.round_rows >= s.replay.warmup else 0
+        if due == 1 and not self.looked_at():
+            rollout, metrics = self.collect(env, count, self._next_update())
+            self.updates += 1
+        else:
+            rollout, metrics = self.collect(env, count)
+            for _ in range(due):
+                u, draws = self._next_update()
                 if self.looked_at():
                     metrics = self.learn(u, draws)
                 else:

@@ -15,7 +15,7 @@ from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec, Resumed
 from pglab.errors import PglabError
 from pglab.estimators import Draw, Signal
-from pglab.executors import Eager, Executor
+from pglab.executors import Count, Eager, Executor
 from pglab.networks import Parameters
 from pglab.optimizers import clip_by_member, optimizer_state
 from pglab.policy import CLASSES, Policy
@@ -146,8 +146,9 @@ class Agent(ABC):
         """Rows per member that one step of the networks is computed from (for whole episodes: of one block)."""
 
     @abstractmethod
-    def update(self, env: Environment) -> tuple[Metrics, Rollout]:
-        """Collect one batch and learn from it. Returns metrics `[P]` and what was collected."""
+    def update(self, env: Environment, count: Count | None = None) -> tuple[Metrics, Rollout]:
+        """Collect one batch, have it counted (`count` is called with every rollout, and keeps what it finds where it is read
+        from), and learn from it. Returns metrics `[P]` and what was collected."""
 
     position: Position | None
     """Where the environments stand between two updates; None before the first."""

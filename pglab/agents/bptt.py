@@ -28,6 +28,7 @@ from pglab.config import BpttConfig, Config
 from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.environments.torch_native import TorchEnvironment
+from pglab.executors import Count
 from pglab.gradients import entropy
 from pglab.networks import MLP, Parameters, by_member, by_row
 from pglab.noise import Purpose
@@ -234,7 +235,7 @@ class BpttAgent(Agent):
 
         return {"losses/value_loss": loss}
 
-    def update(self, env: Environment) -> tuple[Metrics, Rollout]:
+    def update(self, env: Environment, count: Count | None = None) -> tuple[Metrics, Rollout]:
         """Play one segment and learn from it. Returns metrics `[P]` and the rollout."""
         segment = self.collect(env, (self.updates,))
         metrics = self.gradient(segment)
@@ -242,6 +243,8 @@ class BpttAgent(Agent):
         if self.value_parameters is not None:
             metrics |= self.learn_value(segment)
         rollout = segment.rollout
+        if count is not None:
+            count(rollout)
         learned = self.learning(rollout.valid)
         self.preprocessor.update(rollout.obs, rollout.reward, rollout.ended, learned, self.hyper("discount"))
         self.updates += 1

@@ -28,6 +28,7 @@ from pglab.agents.base import Agent, Metrics
 from pglab.config import Config, EvolutionConfig
 from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec
+from pglab.executors import Count
 from pglab.networks import Parameters
 from pglab.noise import Counter, Draw1, Noise, Purpose
 from pglab.population import Population
@@ -213,9 +214,11 @@ class EvolutionAgent(Agent):
         low, high = self.settings.sigma_bounds
         self.search.flat.clamp_(math.log(low), math.log(high))
 
-    def update(self, env: Environment) -> tuple[Metrics, Rollout]:
+    def update(self, env: Environment, count: Count | None = None) -> tuple[Metrics, Rollout]:
         """Try one batch of perturbed networks and learn from it. Returns metrics `[P]` and the rollout."""
         tried, rollout = self.collect(env, (self.updates,))
+        if count is not None:
+            count(rollout)
         metrics = self.gradient(tried)
         metrics["gradient/norm"] = self.step_policy()
         self.step_search()

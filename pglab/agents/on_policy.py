@@ -24,6 +24,7 @@ from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.errors import PglabError
 from pglab.estimators import Critic, Draw, Signal
+from pglab.executors import Count
 from pglab.gradients import cotangents, entropy, push, row_gradients
 from pglab.networks import MLP, Parameters, Recorded, Recorder, by_member, by_row
 from pglab.noise import Purpose
@@ -150,27 +151,30 @@ class OnPolicyAgent(Agent):
         s = self.settings
         return max(1, self.num_envs * (s.steps if s.collect == "steps" else s.block) // s.minibatches)
 
-    def collect(self, env: Environment, counter: tuple[int, ...]) -> Rollout:
+    def collect(self, env: Environment, counter: tuple[int, ...], count: Count | None = None) -> Rollout:
         """A training-size rollout `[T, P, N]` of the current policy."""
         s = self.settings
         if s.collect == "episodes":
 
             def play(position: Position, actions: Tensor, resets: Tensor | None) -> tuple[Rollout, Position]:
-                rollout, after = self.executor.block(self, env, position, actions, resets)
+                rollout, after, _ = self.executor.block(self, env, position, actions, resets)
                 return self.executor.kept(rollout), after
 
-            return whole_episodes(env, play, self.noise, (*counter, 0), s.block, self.event, s.episodes)
+            rollout = whole_episodes(env, play, self.noise, (*counter, 0), s.block, self.event, s.episodes)
+            if count is not None:
+                count(rollout)
+            return rollout
         if self.position is None:
             self.position = Position.start(env.reset(self.noise, (*counter, 0)))
         drawn = block_noise(env, self.noise, counter, s.steps, self.event)
         if not self._one_step:
-            rollout, self.position = self.executor.block(self, env, self.position, *drawn)
+            rollout, self.position, _ = self.executor.block(self, env, self.position, *drawn, count=count)
             return rollout
         if self._recorder is None:
             members = len(self.population)
             self._recorder = Recorder(self.policy.network, members, s.steps, self.num_envs, self.noise.device)
         self._recorder.begin(self.policy.network, self.policy_parameters)
-        rollout, self.position = self.executor.block(self, env, self.position, *drawn, self._recorder)
+        rollout, self.position, _ = self.executor.block(self, env, self.position, *drawn, self._recorder, count)
         self._recorded = self._recorder.take()
         return rollout
 
@@ -457,9 +461,9 @@ class OnPolicyAgent(Agent):
 
         return {"losses/value_loss": loss, "losses/explained_variance": explained}
 
-    def update(self, env: Environment) -> tuple[Metrics, Rollout]:
+    def update(self, env: Environment, count: Count | None = None) -> tuple[Metrics, Rollout]:
         """Collect one batch and learn from it. Returns metrics `[P]` and the rollout."""
-        rollout = self.collect(env, (self.updates,))
+        rollout = self.collect(env, (self.updates,), count)
         extra = self.further(len(rollout))
         if self._one_step and not self._varies and not self.looked_at():
             metrics = self.executor.call(self.learn, rollout, extra, key=self.places())

@@ -170,7 +170,7 @@ def _episodes(twin: OnPolicyAgent | ActorCriticAgent, env: Environment, counter:
     """One whole episode of every environment."""
 
     def play(position: Position, actions: Tensor, resets: Tensor | None) -> tuple[Rollout, Position]:
-        return twin.executor.block(twin, env, position, actions, resets)
+        return twin.executor.block(twin, env, position, actions, resets)[:2]
 
     return whole_episodes(env, play, twin.noise, counter, 64, twin.event)
 

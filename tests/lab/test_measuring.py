@@ -269,7 +269,7 @@ def test_it_agrees_with_the_older_measurement(name: str) -> None:
     trainer = Trainer(config)
     for _ in range(40):
         trainer._before_update()
-        trainer._count(trainer.agent.update(trainer.env)[1])
+        trainer._update()
     r, agent = 600, trainer.agent
     old = gradients(agent, lambda members: trainer.environment(members, config.env.num_envs, training=False), r, 1)[0]
     old = -old.astype(np.float64)  # for ascent

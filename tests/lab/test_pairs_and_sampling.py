@@ -89,8 +89,7 @@ def subject_of(config: dict[str, Any], updates: int = 25) -> Subject:
     trainer = Trainer(read)
     for _ in range(updates):
         trainer._before_update()
-        _, rollout = trainer.agent.update(trainer.env)
-        trainer._count(rollout)
+        trainer._update()
     return Subject(read, trainer.agent.at_progress([0.5]), "middle", 0.5, int(trainer.steps[0]), NUMBER)  # type: ignore[arg-type]
 
 

@@ -70,7 +70,7 @@ def test_they_are_the_agents_networks_at_those_fractions(
     for snapshot, moment in zip(found, due, strict=True):
         while updates < moment:
             trainer._before_update()
-            trainer._count(trainer.agent.update(trainer.env)[1])
+            trainer._update()
             updates += 1
         assert snapshot.steps == trainer.steps.tolist()
         assert same(snapshot.agent, trainer.agent.frozen_state())

@@ -32,8 +32,7 @@ def trained(name: str, updates: int = 12, **changes: Any) -> Trainer:
     trainer = Trainer(Config.read(merge(CONFIGS[name], changes)))
     for _ in range(updates):
         trainer._before_update()
-        _, rollout = trainer.agent.update(trainer.env)
-        trainer._count(rollout)
+        trainer._update()
     return trainer
 
 
