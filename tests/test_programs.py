@@ -211,6 +211,45 @@ def test_a_graph_of_the_operations_gives_their_numbers(name: str) -> None:
         torch.testing.assert_close(found(a.detach()), b.detach(), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [((3, 6, 2), (3, 2, 5)), ((3, 1, 8), (3, 8, 5)), ((3, 6, 8), (3, 8, 3)), ((3, 6, 8), (3, 8, 7))],
+    ids=["thin inside", "one row", "few columns", "wide"],
+)
+@pytest.mark.parametrize("scale", [None, 1.0, 0.5])
+def test_products_in_a_graph_are_products(shapes: tuple[tuple[int, ...], ...], scale: float | None) -> None:
+    x, y = (numbers(*shape, seed=i) for i, shape in enumerate(shapes))
+    bias = numbers(3, 1, y.shape[2], seed=2)
+
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        return torch.bmm(x, y) if scale is None else torch.baddbmm(bias, x, y, beta=scale, alpha=scale)
+
+    recording = Recording.of(function, x, y)
+    graph, tensors = as_graph(recording)
+    expected = recording.result.clone()
+    with torch.no_grad():
+        recording.result.zero_()
+        graph(*tensors)
+    torch.testing.assert_close(recording.result, expected, rtol=1e-5, atol=1e-6)
+    assert any("bmm" in str(n.target) for n in graph.graph.nodes) == (min(*x.shape[1:], y.shape[2]) > 4)
+
+
+def test_a_large_tensor_enters_a_graph_as_it_is_and_is_written_in_place() -> None:
+    """A view of its memory would make the compiler copy all of it to write one row."""
+    large, at = torch.zeros(2, 1000, 3), torch.tensor([5])
+
+    def function(x: Tensor) -> Tensor:
+        large.index_copy_(1, at, x)
+        return large.view(-1, 3)[at] + 1
+
+    graph, tensors = as_graph(Recording.of(function, numbers(2, 1, 3)))
+    (node,) = [n for n in graph.graph.nodes if "index_copy_" in str(n.target)]
+    assert node.args[0].op == "placeholder"
+    place = [n for n in graph.graph.nodes if n.op == "placeholder"].index(node.args[0])
+    assert tensors[place].data_ptr() == large.data_ptr()
+    assert tensors[place].shape == large.shape
+
+
 # -- operations that others do as well
 
 
