@@ -65,7 +65,7 @@ def part(stack: list[Where]) -> str:
         return OPTIMIZER
     if "replay" in modules or "_transitions" in functions:
         return REPLAY
-    if "collect" in functions or ("rollout" in modules and "update" in functions):
+    if ("collect" in functions and "learn" not in functions) or ("rollout" in modules and "update" in functions):
         return POLICY if modules & {"networks", "policy", "preprocessing"} else STORING
     if "noise" in modules:
         return STORING
