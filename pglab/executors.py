@@ -130,8 +130,11 @@ class Playing:
 
 
 Count = Callable[[Rollout], None]
+"""What takes note of a rollout."""
 Then = Callable[..., Any]
+"""What follows from a rollout, where it stopped, and whatever inputs it has."""
 Played = tuple[Tensor, Tensor, Tensor, Tensor, Rollout, Any]
+"""What a `Block` returns."""
 Play = Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]]
 """What `Playing` is, however it is run."""
 
@@ -140,6 +143,8 @@ class Block:
     """A whole block of a torch-native environment, played `size` steps at a time, and what follows from it (see
     `Executor.block`)."""
 
+    apart = False
+    """Whether `then` is called by itself, since it cannot be repeated with the block."""
     join: Callable[..., Any] = staticmethod(lambda function, *inputs, key=None: function(*inputs))
     """How its `end` is called where the block is not repeated as a whole."""
 
@@ -239,6 +244,10 @@ class OfTensors(Executor, ABC):
         made = self._blocks.get(which)
         if made is None:
             made = self._blocks[which] = Block(*which, *self.make(Playing(agent, env), len(action_noise)))
+        if made.apart:
+            assert then is not None
+            rollout, position, _ = self.block(agent, env, position, action_noise, reset_noise, recorder, count)
+            return rollout, position, self.call(then, rollout, position, *inputs, key=agent.places())
         env.state, env.elapsed, obs, time, rollout, found = self.play(
             made, env.state, env.elapsed, position.obs, position.time, action_noise, reset_noise, *inputs
         )

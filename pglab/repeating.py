@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pglab.executors import Block, OfTensors, Play, Played, Playing
-from pglab.programs import Program, Recording, as_graph, leaves, likewise, mapped, same, write_again
+from pglab.graphs import as_graph
+from pglab.programs import Program, Recording, leaves, likewise, mapped, same, write_again
 
 FORMS = 8
 """So many forms of a function (other shapes of its inputs, other places of what it changes) are repeated; further ones are
@@ -100,6 +101,10 @@ class Repeating(OfTensors, ABC):
         return self.repeat(held, inputs)
 
     def _tell(self, function: Callable[..., Any], why: str) -> None:
+        block = getattr(function, "__self__", function)
+        if isinstance(block, Block) and block.then is not None:
+            block.apart = True  # the block alone may be repeated, and what follows from it says for itself if it is not
+            return
         name = getattr(function, "__name__", type(function).__name__).strip("_")
         self.note(f"Part {name!r} of the update runs operation by operation: {why}.")
 

@@ -353,9 +353,11 @@ def test_members_that_are_done_stand_still_in_a_program_too(agent: str) -> None:
             assert not torch.equal(seen[i][1], seen[i - 1][1])
         found[executor] = flat(trainer.agent.state(), "state")
     assert_equal(found["program"], found["eager"])
+    executor_used = trainer.agent.executor
+    assert isinstance(executor_used, Programs)
     learning = [
         held
-        for function, forms in trainer.agent.executor._held.items()  # type: ignore[attr-defined]
+        for function, forms in executor_used._held.items()
         if "learn" in getattr(getattr(function, "then", function), "__name__", "")
         for held in forms.values()
     ]

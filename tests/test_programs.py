@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pglab.config import Config
 from pglab.executors import Eager
+from pglab.graphs import as_graph
 from pglab.optimizers import OptimizerConfig, optimizer_state
 from pglab.population import Population
-from pglab.programs import Program, Recording, as_graph, leaves, mapped, same
+from pglab.programs import Program, Recording, leaves, mapped, same
 from pglab.repeating import FORMS, Programs
 from pglab.replay import Replay
 from pglab.trees import kept_in_place

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pglab.baselines import MovingAverage
 from pglab.config import Config, merge
+from pglab.executors import Block
 from pglab.programs import leaves, same
 from pglab.repeating import FORMS, CudaGraph, Held, Programs
 from pglab.training import Trainer
@@ -376,6 +377,39 @@ def test_a_baseline_that_counts_in_python_is_not_repeated_past_its_count(monkeyp
     a, b = (trained(config, executor, 12) for executor in ("eager", "program"))
     assert b.agent.baseline_state["count"] == 12
     assert_same_state(a, b)
+
+
+@pytest.mark.parametrize("way", ["reads", "counts"])
+def test_a_block_is_repeated_where_what_follows_from_it_cannot_be(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """A baseline that reads a number from a tensor, or has another state at each update."""
+
+    def initial(self: Any, members: int, device: Any) -> dict[str, Any]:
+        return {"count": 0}
+
+    def predict(self: Any, state: Any, batch: Any) -> Tensor:
+        return torch.full_like(batch.value, float(batch.value.mean()) if way == "reads" else state["count"] % 3)
+
+    def update(self: Any, state: Any, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"count": state["count"] + (way == "counts")}, {}
+
+    for name, function in (("initial", initial), ("predict", predict), ("update", update)):
+        monkeypatch.setattr(MovingAverage, name, function)
+    config = merge(REPLAY, {"baseline": "moving_average", "estimator": "score_function"})
+    a = trained(config, "eager", 24)
+    b = trainer_of(config, "program")
+    notes: list[str] = []
+    b.agent.executor.note = notes.append
+    for i in range(24):
+        b.agent.begin_update([i / 24] * 2, None)
+        b.agent.update(b.env)
+    assert_same_state(a, b)
+    executor = b.agent.executor
+    assert isinstance(executor, Programs)
+    alone = [f for f in executor._held if isinstance(f, Block) and f.then is None]
+    assert [ways(executor, f) for f in alone] == [["program"]]
+    (note,) = notes
+    assert "'store_and_learn'" in note
+    assert ("reads numbers" if way == "reads" else f"more than {FORMS} forms") in note
 
 
 def test_members_that_go_on_again_are_told_from_those_before() -> None:

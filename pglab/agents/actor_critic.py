@@ -112,10 +112,8 @@ class ActorCriticAgent(Agent):
     def load_state(self, tree: Mapping[str, Any]) -> None:
         super().load_state(tree)
         self.critic_optimizer = self.optimizer_state(tree["critic_optimizer"])
-        self.log_alpha, self.alpha_optimizer = (
-            tree["alpha"]["log"].clone(),
-            self.optimizer_state(tree["alpha"]["optimizer"]),
-        )
+        self.log_alpha = tree["alpha"]["log"].clone()
+        self.alpha_optimizer = self.optimizer_state(tree["alpha"]["optimizer"])
         self.replay.count, self.rounds = tree["replay"]["count"], tree["rounds"]
         at = tree.get("position")
         self.position = None if at is None else Position(at["obs"], at["time"], at["mask"])
@@ -155,8 +153,8 @@ class ActorCriticAgent(Agent):
     def collect(
         self, env: Environment, count: Count | None = None, learning: tuple[Tensor, Draws] | None = None
     ) -> tuple[Rollout, Metrics]:
-        """`steps_per_round` vector steps of the current policy, added to the replay; with what `learn` takes, one update from
-        the replay then. Returns the steps, `[T, P, N]`, and the update's metrics."""
+        """`steps_per_round` vector steps of the current policy, which `count` takes note of, added to the replay; with what
+        `learn` takes, one update from the replay then. Returns the steps, `[T, P, N]`, and the update's metrics."""
         if self.position is None:
             self.position = Position.start(env.reset(self.noise, (0,)))
         (kind, shape), steps, n = self.event, self.settings.steps_per_round, self.num_envs

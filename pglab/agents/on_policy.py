@@ -152,7 +152,7 @@ class OnPolicyAgent(Agent):
         return max(1, self.num_envs * (s.steps if s.collect == "steps" else s.block) // s.minibatches)
 
     def collect(self, env: Environment, counter: tuple[int, ...], count: Count | None = None) -> Rollout:
-        """A training-size rollout `[T, P, N]` of the current policy."""
+        """A training-size rollout `[T, P, N]` of the current policy, which `count` takes note of."""
         s = self.settings
         if s.collect == "episodes":
 
