@@ -102,7 +102,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="torch threads (default: pglab's)")
     parser.add_argument("--device", default="cuda", help="(default: cuda)")
     options = parser.parse_args()
-    print(json.dumps(watched(argparse.Namespace(work="a2c", **vars(options)))))
+    from pglab.errors import PglabError
+
+    try:
+        print(json.dumps(watched(argparse.Namespace(work="a2c", **vars(options)))))
+    except PglabError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
