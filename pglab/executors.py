@@ -94,16 +94,20 @@ class Playing:
         elapsed: Tensor,
         obs: Tensor,
         noise: Tensor,
-        starts: Tensor,
+        resets: Tensor | None,
         into: Sequence[Sequence[Tensor]] | None,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """State `[P, N, S]`, elapsed steps `[P, N]` and observations afterwards; the rollout's columns (see
-        `pglab.rollout.assembled`) but the last, `[P, T, N, ...]` each. The network's hidden layers and output of every step are
-        written `into` the tensors of its step."""
+        `pglab.rollout.assembled`) but the last, `[P, T, N, ...]` each. `noise` and `resets` `[T, P, N, ...]` are those of
+        `pglab.rollout.block`. The network's hidden layers and output of every step are written `into` the tensors of its
+        step."""
         agent, env = self.agent, self.env
         policy, views, now = agent.policy, agent.policy_parameters.views, [state, elapsed]
         weights = [views[name] for name in self.names]
         rest = iter(into or ())
+        if resets is None:  # all episodes begin from one state
+            resets = noise.new_zeros(len(noise), *env.valid.shape, 0)
+        starts = env.starts(resets)
 
         def act(obs: Tensor, action_mask: Tensor | None) -> Distribution:
             seen = agent.preprocessor.observations(obs)
@@ -111,12 +115,6 @@ class Playing:
                 # As a row of its own: torch picks the largest of few numbers ten times faster where they lie side by side.
                 return policy.parameterized(views, policy.network.run(weights, seen)[1].contiguous())
             *places, place = next(rest)
-            if torch.compiler.is_compiling():
-                hidden, output = policy.network.run(weights, seen)
-                for x, made in zip(places, hidden, strict=True):
-                    x.copy_(made)
-                place.copy_(output)
-                return policy.parameterized(views, output)
             return policy.parameterized(views, place.copy_(policy.network.run(weights, seen, places)[1]))
 
         def advance(action: Tensor, start: Tensor | None) -> Step:
@@ -140,8 +138,7 @@ Play = Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]]
 
 
 class Block:
-    """A whole block of a torch-native environment, played `size` steps at a time, and what follows from it (see
-    `Executor.block`)."""
+    """A whole block of a torch-native environment, and what follows from it (see `Executor.block`)."""
 
     apart = False
     """Whether `then` is called by itself, since it cannot be repeated with the block."""
@@ -156,10 +153,9 @@ class Block:
         count: Count | None,
         then: Then | None,
         play: Play,
-        size: int,
     ) -> None:
         self.agent, self.env, self.recorder, self.count, self.then = agent, env, recorder, count, then
-        self._play, self.size = play, size
+        self.play = play
 
     def __call__(
         self,
@@ -173,17 +169,10 @@ class Block:
     ) -> Played:
         """State `[P, N, S]`, elapsed steps, observations and steps in the episode afterwards, the rollout, and what `then`
         makes of it."""
-        parts = []
         with torch.no_grad():
-            if resets is None:  # all episodes begin from one state
-                resets = noise.new_zeros(len(noise), *self.env.valid.shape, 0)
-            starts = self.env.starts(resets)
-            for t in range(0, len(noise), self.size):
-                now = slice(t, t + self.size)
-                into = None if self.recorder is None else self.recorder.rows[now]
-                state, elapsed, obs, columns = self._play(state, elapsed, obs, noise[now], starts[now], into)
-                parts.append(columns)
-        rollout, time, found = self.join(self.end, parts, noise, time, obs, *inputs, key=self.key())
+            into = None if self.recorder is None else self.recorder.rows
+            state, elapsed, obs, columns = self.play(state, elapsed, obs, noise, resets, into)
+        rollout, time, found = self.join(self.end, columns, noise, time, obs, *inputs, key=self.key())
         return state, elapsed, obs, time, rollout, found
 
     def key(self) -> object:
@@ -191,22 +180,16 @@ class Block:
         return self.agent.acting_places(), None if self.then is None else self.agent.places()
 
     def end(
-        self, parts: list[list[Tensor]], noise: Tensor, time: Tensor, obs: Tensor, *inputs: Any
+        self, columns: list[Tensor], noise: Tensor, time: Tensor, obs: Tensor, *inputs: Any
     ) -> tuple[Rollout, Tensor, Any]:
-        """The rollout of its parts' columns, the environments' steps in their episodes afterwards, and what `then` makes of
-        them."""
+        """The rollout of its columns, the environments' steps in their episodes afterwards, and what `then` makes of them."""
         with torch.no_grad():
-            rollout, time = self.assemble(parts, noise, time)
+            whole = [x.transpose(0, 1) for x in columns]
+            whole.append(self.env.valid.expand(len(noise), -1, -1))
+            rollout, time = assembled(whole, noise, time, None)
             if self.count is not None:
                 self.count(rollout)
         return rollout, time, None if self.then is None else self.then(rollout, Position(obs, time, None), *inputs)
-
-    def assemble(self, parts: list[list[Tensor]], noise: Tensor, time: Tensor) -> tuple[Rollout, Tensor]:
-        """The rollout of its parts' columns, and the environments' steps in their episodes afterwards."""
-        joined = parts[0] if len(parts) == 1 else [torch.cat(column, 1) for column in zip(*parts, strict=True)]
-        whole = [x.transpose(0, 1) for x in joined]
-        whole.append(self.env.valid.expand(len(noise), -1, -1))
-        return assembled(whole, noise, time, None)
 
 
 class OfTensors(Executor, ABC):
@@ -217,8 +200,8 @@ class OfTensors(Executor, ABC):
         self._blocks: dict[tuple[Any, ...], Block] = {}
 
     @abstractmethod
-    def make(self, playing: Playing, length: int) -> tuple[Play, int]:
-        """How a block of `length` steps is played, and how many of them at a time."""
+    def make(self, playing: Playing, length: int) -> Play:
+        """How blocks are played, the first of them `length` steps long."""
 
     def play(self, block: Block, *now: Any) -> Played:
         """Call the block."""
@@ -243,7 +226,7 @@ class OfTensors(Executor, ABC):
         which = agent, env, recorder, count, then
         made = self._blocks.get(which)
         if made is None:
-            made = self._blocks[which] = Block(*which, *self.make(Playing(agent, env), len(action_noise)))
+            made = self._blocks[which] = Block(*which, self.make(Playing(agent, env), len(action_noise)))
         if made.apart:
             assert then is not None
             rollout, position, _ = self.block(agent, env, position, action_noise, reset_noise, recorder, count)

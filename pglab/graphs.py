@@ -4,7 +4,7 @@ having to understand Python."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from pglab.programs import Operation, Recording, Value, leaves
 
 aten = torch.ops.aten
+
+OPTIONS: dict[str, Any] = {"cpp_wrapper": True}
+"""The C++ wrapper spares some 20 Python calls a step of a rollout."""
 
 PRODUCTS = (aten.bmm.default, aten.baddbmm.default)
 THIN = 4
@@ -66,9 +69,26 @@ WIDE = 128
 """A row times a matrix of at most so many rows is written as a sum too."""
 
 
-def as_graph(recording: Recording) -> tuple[torch.fx.GraphModule, list[Tensor]]:
-    """The recording as a graph for a compiler, and the tensors that it is a function of: one for each memory that it reads or
-    writes. It writes where the function wrote, and to all that somebody holds on to."""
+def compiled_recording(recording: Recording, given: Sequence[Tensor] = ()) -> Callable[[Sequence[Tensor]], None]:
+    """The recording compiled, as a function of tensors that lie as those `given` do and take their places; whatever else it
+    reads or writes is where it was."""
+    graph, memory = as_graph(recording, given)
+    # Where those that are given lie within a memory, and beside what, is no part of what is compiled.
+    alike = [torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device) for x in given]
+    with torch.no_grad():
+        compiled = torch._inductor.compile(graph, [*memory, *alike], options=OPTIONS)
+
+    def run(given: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            compiled(*memory, *given)
+
+    return run
+
+
+def as_graph(recording: Recording, given: Sequence[Tensor] = ()) -> tuple[torch.fx.GraphModule, list[Tensor]]:
+    """The recording as a graph for a compiler, and the tensors that it is a function of besides those `given`, which come
+    last: one for each memory that it reads or writes. It writes where the function wrote, and to all that somebody holds on
+    to. Memory that the `given` ones lie in is reached through them alone."""
     graph = torch.fx.Graph()
     tensors: list[Tensor] = []
     bases: dict[int, torch.fx.Node] = {}
@@ -98,10 +118,13 @@ def as_graph(recording: Recording) -> tuple[torch.fx.GraphModule, list[Tensor]]:
         return graph.call_function(aten.as_strided.default, (at, list(size), list(stride), offset))
 
     # Placeholders come before everything else.
+    theirs = {x.untyped_storage()._cdata for x in given}
     for op in recording.operations:
         for x in leaves([op.args, op.kwargs, op.results]):
-            base(x)
+            if x.untyped_storage()._cdata not in theirs:
+                base(x)
     homes = {number: base(x) for number, x in recording.kept.items()}
+    nodes |= {id(x): graph.placeholder(f"given_{i}") for i, x in enumerate(given)}
 
     def node(x: Value | Tensor) -> torch.fx.Node:
         if id(x) not in nodes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pglab.chunks import Chunks
 from pglab.executors import Block, OfTensors, Play, Played, Playing
-from pglab.graphs import as_graph
+from pglab.graphs import compiled_recording
 from pglab.programs import Program, Recording, leaves, likewise, mapped, same, write_again
 
 FORMS = 8
@@ -20,8 +20,6 @@ FORMS = 8
 called as they are."""
 FEW = 200
 """Functions of fewer operations stay programs: a compiled one saves nothing that is worth the seconds."""
-OPTIONS: dict[str, Any] = {"cpp_wrapper": True}
-"""The C++ wrapper spares some 20 Python calls a step of the rollout."""
 
 
 @dataclass
@@ -61,8 +59,8 @@ class Repeating(OfTensors, ABC):
         """The third call: whether repeating is the same as calling may be looked at. Returns the result."""
         return self.repeat(held, inputs)
 
-    def make(self, playing: Playing, length: int) -> tuple[Play, int]:
-        return playing, length
+    def make(self, playing: Playing, length: int) -> Play:
+        return playing
 
     def play(self, block: Block, *now: Any) -> Played:
         played: Played = self.call(block, *now, key=block.key())
@@ -182,7 +180,7 @@ class Programs(Repeating):
 
 
 class Compiled(Programs):
-    """Compiled by `torch.compile`: rollouts in chunks of at most `chunk` steps, and the programs of whatever else has many
+    """Compiled by torch's compiler: rollouts in chunks of at most `chunk` steps, and the programs of whatever else has many
     operations. Shorter rollouts are programs, of which a call costs less.
 
     Compiling takes some tens of seconds the first time.
@@ -193,18 +191,18 @@ class Compiled(Programs):
 
     def __init__(self) -> None:
         super().__init__()
-        self._play: tuple[Any, Any, Play] | None = None
+        self._chunks: Chunks | None = None
 
-    def make(self, playing: Playing, length: int) -> tuple[Play, int]:
+    def make(self, playing: Playing, length: int) -> Play:
         if length < self.chunk:
-            return playing, length
-        # One compiled function serves blocks of all lengths: torch keeps a version for each shape.
-        if self._play is None or self._play[0] is not playing.agent or self._play[1] is not playing.env:
-            self._play = playing.agent, playing.env, _compiled(playing.__call__)
-        return self._play[2], self.chunk
+            return playing
+        chunks = self._chunks
+        if chunks is None or chunks.playing.agent is not playing.agent or chunks.playing.env is not playing.env:
+            self._chunks = chunks = Chunks(playing, self.chunk, self._own, self._tell)
+        return chunks
 
     def play(self, block: Block, *now: Any) -> Played:
-        if block.size < self.chunk:
+        if not isinstance(block.play, Chunks):
             return super().play(block, *now)
         block.join = self.call
         return block(*now)
@@ -212,25 +210,9 @@ class Compiled(Programs):
     def check(self, held: Held, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         result = super().check(held, function, inputs)
         if held.recording is not None and len(held.recording.operations) >= FEW:
-            graph, tensors = as_graph(held.recording)
-            with torch.no_grad():
-                compiled = torch._inductor.compile(graph, list(tensors), options=OPTIONS)
-
-            def repeat() -> None:
-                with torch.no_grad():
-                    compiled(*tensors)
-
-            held.repeat = repeat
+            compiled = compiled_recording(held.recording)
+            held.repeat = lambda: compiled(())
         return result
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile` of a function or method, as a function of its own: torch keeps what it compiled by code object, at
-    most eight versions of each, and agents share theirs."""
-    f = getattr(function, "__func__", function)
-    own: Any = types.FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
-    bound = own if f is function else types.MethodType(own, getattr(function, "__self__", None))
-    return torch.compile(bound, dynamic=False, fullgraph=True, options=OPTIONS)
 
 
 class CudaGraph(Repeating):

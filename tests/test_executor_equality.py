@@ -71,7 +71,7 @@ WORLDS: dict[str, dict[str, Any]] = {
 }
 """An environment and a policy of every family but beta, which is drawn from eagerly only."""
 
-RUNS = {"on_policy": {"block", "learn"}, "actor_critic": {"block, store_and_learn"}}
+RUNS = {"on_policy": {"block, learn_after"}, "actor_critic": {"block, store_and_learn"}}
 """What runs as a program where nothing is said in `AS_THEY_ARE`."""
 
 
@@ -300,8 +300,9 @@ AS_THEY_ARE: dict[str, tuple[set[str], str]] = {
     "on_policy, whole episodes in minibatches": ({"block"}, VARIES),
     "on_policy, blend": ({"block"}, DRAWS),
     "on_policy, blend, interpolated": ({"block"}, DRAWS),
-    "on_policy, gymnasium": ({"learn", "count"}, STEPPED),
-    "on_policy, gymnasium, next step": ({"learn", "count"}, STEPPED),
+    "on_policy, probe": ({"block", "block, learn_after"}, LOOKED_AT),
+    "on_policy, gymnasium": ({"learn_after", "count"}, STEPPED),
+    "on_policy, gymnasium, next step": ({"learn_after", "count"}, STEPPED),
     "actor_critic, several updates a round": ({"block, store", "learn"}, SEVERAL),
     "actor_critic, soft actor-critic": ({"block, store", "learn"}, SEVERAL),
     "actor_critic, probe": ({"block, store", "block, store_and_learn"}, LOOKED_AT),
@@ -468,7 +469,7 @@ def test_probed_updates_are_called_and_the_others_repeated() -> None:
     trainer, _, notes = trained(merge(ON_POLICY, {"probe": {"every": 2}}), "program", 8)
     assert trainer.probe is not None
     assert trainer.probe.found.keys() >= {"probe/nsr", "probe/trace"}
-    assert ways(trainer)["learn"] == "program"
+    assert ways(trainer)["block, learn_after"] == "program"
     assert notes == []
 
 

@@ -13,12 +13,14 @@ import torch
 from pglab.config import Config, merge
 from pglab.errors import PglabError
 from pglab.executors import Eager
+from pglab.preprocessing import Preprocessor
 from pglab.repeating import Compiled, Programs
 from pglab.training import Trainer, resume, train
+from pglab.watching import Watcher
 
 CARTPOLE: dict[str, Any] = {
     "env": {"id": "CartPole-v1", "num_envs": 4},
-    "agent": {"name": "on_policy", "steps": 8, "returns": {"name": "gae"}},
+    "agent": {"name": "on_policy", "steps": 16, "returns": {"name": "gae"}},
     "policy": {"hidden": [16]},
     "baseline": "value",
     "learning_rate": 0.01,
@@ -27,7 +29,9 @@ CARTPOLE: dict[str, Any] = {
     "executor": "eager",
     "evaluation": {"episodes": 1, "final_episodes": 1},
 }
-PENDULUM = merge(CARTPOLE, {"env": {"id": "Pendulum-v1"}, "policy": {"distribution": "gaussian"}})
+PENDULUM = merge(
+    CARTPOLE, {"env": {"id": "Pendulum-v1"}, "agent": {"steps": 20}, "policy": {"distribution": "gaussian"}}
+)
 SHORT = merge(CARTPOLE, {"env": {"max_episode_steps": 5}})
 
 compiler = pytest.mark.skipif(
@@ -35,8 +39,8 @@ compiler = pytest.mark.skipif(
 )
 
 
-def updated(config: dict[str, Any], executor: str, updates: int = 3) -> tuple[Trainer, dict[str, torch.Tensor]]:
-    """A trainer after some updates, and all that it collected."""
+def updated(config: dict[str, Any], executor: str, updates: int = 4) -> tuple[Trainer, dict[str, torch.Tensor]]:
+    """A trainer after some updates (in the fourth all of it is repeated), and all that it collected."""
     trainer = Trainer(Config.read(merge(config, {"executor": executor})))
     rollouts = [trainer.agent.executor.kept(trainer.agent.update(trainer.env)[1]) for _ in range(updates)]
     names = ("obs", "action", "reward", "ended", "terminated", "final_obs", "valid", "time")
@@ -64,7 +68,7 @@ def test_compiled_training_is_eager_training(config: dict[str, Any]) -> None:
 @compiler
 def test_one_compiled_agent_does_not_run_anothers_code() -> None:
     """Two agents in one process whose tensors have the same shapes, and whose environments cut at different times."""
-    updated(CARTPOLE, "compile", 1)
+    updated(CARTPOLE, "compile")
     (eager, expected), (compiled, found) = updated(SHORT, "eager"), updated(SHORT, "compile")
     assert torch.equal(found["ended"], expected["ended"])
     assert_same_networks(eager.agent, compiled.agent)
@@ -74,18 +78,18 @@ def test_one_compiled_agent_does_not_run_anothers_code() -> None:
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_layers_narrower_than_blas_likes_compile(activation: str) -> None:
     config = merge(CARTPOLE, {"policy": {"hidden": [4], "activation": activation}})
-    (eager, _), (compiled, _) = updated(config, "eager", 1), updated(config, "compile", 1)
+    (eager, _), (compiled, _) = updated(config, "eager"), updated(config, "compile")
     assert_same_networks(eager.agent, compiled.agent)
 
 
 @compiler
 def test_a_run_may_be_gone_on_with_by_another_executor(tmp_path: Path) -> None:
-    """Three updates of 32 steps: all of them eager, or the last two compiled."""
-    whole = train(merge(CARTPOLE, {"total_steps": 96}), tmp_path / "whole")
-    train(merge(CARTPOLE, {"total_steps": 32}), tmp_path / "run")
-    went_on = resume(tmp_path / "run", overrides={"total_steps": 96, "executor": "compile"})
+    """Five updates of 64 steps: all of them eager, or the last four compiled."""
+    whole = train(merge(CARTPOLE, {"total_steps": 320}), tmp_path / "whole")
+    train(merge(CARTPOLE, {"total_steps": 64}), tmp_path / "run")
+    went_on = resume(tmp_path / "run", overrides={"total_steps": 320, "executor": "compile"})
     assert isinstance(went_on.agent.executor, Compiled)
-    assert went_on.agent.updates == whole.agent.updates == 3  # type: ignore[attr-defined]
+    assert went_on.agent.updates == whole.agent.updates == 5  # type: ignore[attr-defined]
     assert_same_networks(whole.agent, went_on.agent)
 
 
@@ -121,3 +125,23 @@ def test_on_a_cpu_auto_is_program(name: Any) -> None:
     trainer = Trainer(Config.read(merge(CARTPOLE, {"executor": name})))
     assert isinstance(trainer.agent.executor, Programs)
     assert not isinstance(trainer.agent.executor, Compiled)
+
+
+@compiler
+def test_a_rollout_that_reads_numbers_is_called_and_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not compiled, but the same training, and its parts of 8 steps are put together again."""
+    plain = Preprocessor.observations
+
+    def reading(self: Any, obs: torch.Tensor) -> torch.Tensor:
+        return plain(self, obs) * float(obs.sum() != torch.inf)
+
+    monkeypatch.setattr(Preprocessor, "observations", reading)
+    config = merge(CARTPOLE, {"agent": {"steps": 20, "epochs": 2}, "total_steps": 320})
+    found, notes = [], []
+    for name in ("eager", "compile"):
+        trainer = Trainer(Config.read(merge(config, {"executor": name})), watcher=Watcher(note=notes.append))
+        found.append(trainer.run().agent)
+    assert_same_networks(*found)
+    assert [n for n in notes if "'play'" in n] == [
+        "Part 'play' of the update runs operation by operation: it reads numbers from tensors (_local_scalar_dense)."
+    ]

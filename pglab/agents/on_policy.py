@@ -24,7 +24,7 @@ from pglab.distributions import Distribution
 from pglab.environments.contract import Environment, EnvironmentSpec
 from pglab.errors import PglabError
 from pglab.estimators import Critic, Draw, Signal
-from pglab.executors import Count
+from pglab.executors import Count, Then
 from pglab.gradients import cotangents, entropy, push, row_gradients
 from pglab.networks import MLP, Parameters, Recorded, Recorder, by_member, by_row
 from pglab.noise import Purpose
@@ -164,19 +164,33 @@ class OnPolicyAgent(Agent):
             if count is not None:
                 count(rollout)
             return rollout
+        rollout, _ = self._steps(env, counter, count)
+        if self._recorder is not None:
+            self._recorded = self._recorder.take()
+        return rollout
+
+    def _steps(
+        self,
+        env: Environment,
+        counter: tuple[int, ...],
+        count: Count | None,
+        then: Then | None = None,
+        inputs: tuple[Any, ...] = (),
+    ) -> tuple[Rollout, Any]:
+        """A block of steps, and what `then` makes of it (see `Executor.block`)."""
+        steps = self.settings.steps
         if self.position is None:
             self.position = Position.start(env.reset(self.noise, (*counter, 0)))
-        drawn = block_noise(env, self.noise, counter, s.steps, self.event)
-        if not self._one_step:
-            rollout, self.position, _ = self.executor.block(self, env, self.position, *drawn, count=count)
-            return rollout
-        if self._recorder is None:
-            members = len(self.population)
-            self._recorder = Recorder(self.policy.network, members, s.steps, self.num_envs, self.noise.device)
-        self._recorder.begin(self.policy.network, self.policy_parameters)
-        rollout, self.position, _ = self.executor.block(self, env, self.position, *drawn, self._recorder, count)
-        self._recorded = self._recorder.take()
-        return rollout
+        drawn = block_noise(env, self.noise, counter, steps, self.event)
+        if self._one_step:
+            if self._recorder is None:
+                members = len(self.population)
+                self._recorder = Recorder(self.policy.network, members, steps, self.num_envs, self.noise.device)
+            self._recorder.begin(self.policy.network, self.policy_parameters)
+        rollout, self.position, found = self.executor.block(
+            self, env, self.position, *drawn, self._recorder, count, then, inputs
+        )
+        return rollout, found
 
     @property
     def _one_step(self) -> bool:
@@ -463,14 +477,20 @@ class OnPolicyAgent(Agent):
 
     def update(self, env: Environment, count: Count | None = None) -> tuple[Metrics, Rollout]:
         """Collect one batch and learn from it. Returns metrics `[P]` and the rollout."""
-        rollout = self.collect(env, (self.updates,), count)
-        extra = self.further(len(rollout))
         if self._one_step and not self._varies and not self.looked_at():
-            metrics = self.executor.call(self.learn, rollout, extra, key=self.places())
+            extra = self.further(self.settings.steps)
+            rollout, metrics = self._steps(env, (self.updates,), count, self.learn_after, (extra,))
         else:
-            metrics = self.learn(rollout, extra)
+            rollout = self.collect(env, (self.updates,), count)
+            metrics = self.learn(rollout, self.further(len(rollout)))
         self.updates += 1
         return dict(metrics), rollout
+
+    def learn_after(self, rollout: Rollout, after: Position, extra: Mapping[str, Tensor]) -> Metrics:
+        """`learn` as what follows from a block."""
+        assert self._recorder is not None
+        self._recorded = self._recorder.take()
+        return self.learn(rollout, extra)
 
     def learn(self, rollout: Rollout, extra: Mapping[str, Tensor]) -> Metrics:
         """Learn from a rollout with the estimator's further noise. Returns metrics `[P]`."""
