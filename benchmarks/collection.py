@@ -153,6 +153,7 @@ def measure(options: argparse.Namespace, flat: Flat, length: float) -> dict[str,
     ways: dict[str, dict[str, Any]] = {
         "one episode each": {"collect": "episodes", "block": options.block},
         "8 episodes each": {"collect": "episodes", "episodes": 8, "block": options.block},
+        "16 episodes each": {"collect": "episodes", "episodes": 16, "block": options.block},
         "steps": {"collect": "steps", "steps": options.steps},
         "matched steps": {"collect": "steps", "steps": max(1, round(length))},
     }
@@ -243,7 +244,8 @@ def main() -> None:
         f"{options.threads} torch thread{'s' * (options.threads > 1)}; medians of {options.repeats} timings taken in turn. "
         f"{origin(record)}\n\n{table(header, rows)}\n\n"
         "*this / steps*: how many times as long a valid step takes as with blocks of steps. *valid*: the share "
-        "of rows that count; with episodes, rows past a column's end do not. *matched steps*: blocks as long as the mean "
+        "of rows that count; with episodes, rows past a column's end do not (several each are played from one queue, so "
+        "that fewer such rows are played than there are in the batch). *matched steps*: blocks as long as the mean "
         "episode."
     )
     write(options.out, "Episodes or steps", text, record)

@@ -180,31 +180,47 @@ def whole_episodes(
     block_steps: int,
     event: Event,
     episodes: int = 1,
+    own: bool = False,
 ) -> Rollout:
-    """`episodes` whole episodes of every environment, started afresh and played one after another: a number fixed
-    beforehand, never "the first to finish", which would favour short ones.
+    """`episodes` whole episodes in every column, started afresh, one after another.
 
-    `play` plays a block (see `block`); whether anyone still has an episode to finish is read once per block. Rows after an
-    environment's last episode are not valid. Noise is drawn per block, so a member's episodes do not depend on how long
-    the others' last.
+    A member's environments take its N x `episodes` episodes from one queue: whichever is free begins the next, and all that
+    were begun are played to their end. So they are the first to *begin*, never "the first to finish", which would favour
+    short ones: whether an episode counts is settled before its first step, and they are independent given the policy.
+    Afterwards episode k lies in column k % N, whichever environment played it, so that columns are independent too, each
+    with as many episodes. With `own`, for columns that act differently, an environment plays its own column's.
+
+    `play` plays a block (see `block`); whether anyone still has an episode to finish is read once per block. Rows after a
+    column's last episode are not valid. Noise is drawn per block, and a member's queue is its own, so its episodes do not
+    depend on how long the others' last.
     """
-    limit = env.spec.max_episode_steps
+    limit, n = env.spec.max_episode_steps, env.num_envs
+    # Each environment has ended at least j episodes after j times the limit, so all have ended after `most` steps.
     most = None if limit is None else limit * episodes
     position = Position.start(env.reset(noise, (*counter, 0)))
-    finished = torch.zeros(position.obs.shape[:2], dtype=torch.int64, device=position.obs.device)  # [P, N] episodes
+    device = position.obs.device
+    number = torch.arange(n, device=device).expand(len(position.obs), n)  # [P, N]: of the episode under way
+    begun = torch.full((len(number), 1), n, device=device)
     parts: list[Rollout] = []
+    numbers: list[Tensor] = []
     played = 0
     while most is None or played < most + episodes:
         steps = block_steps if most is None or most <= played else min(block_steps, most - played)
         drawn = block_noise(env, noise, (*counter, 1, len(parts)), steps, event)
         part, position = play(position, *drawn)
-        ends = (part.ended & part.valid).cumsum(0) + finished  # [T, P, N] episodes finished up to and including t
-        before = torch.cat([finished.unsqueeze(0), ends[:-1]])
-        part = replace(part, valid=part.valid & (before < episodes))
-        finished = ends[-1]
-        parts.append(part)
+        ends = part.ended & part.valid  # [T, P, N]
+        if own:
+            after = number + n * ends.cumsum(0)
+        else:
+            order = ends.transpose(0, 1).flatten(1).cumsum(1)  # [P, T*N]: how many have ended, row by row
+            follows = (begun + order - 1).view(-1, steps, n).transpose(0, 1)  # [T, P, N]
+            after = torch.maximum(torch.where(ends, follows, -1).cummax(0).values, number)
+            begun = begun + order[:, -1:]
+        numbers.append(torch.cat([number.unsqueeze(0), after[:-1]]))
+        number = after[-1]
+        parts.append(replace(part, valid=part.valid & (numbers[-1] < n * episodes)))
         played += steps
-        if not bool((finished < episodes).any()):
+        if not bool((number < n * episodes).any()):
             break
         if limit is None and played > 1_000_000 * episodes:
             raise PglabError(
@@ -212,9 +228,36 @@ def whole_episodes(
                 "set env.max_episode_steps, or collect by steps."
             )
     whole = Rollout.after_another(parts)
-    longest = int(whole.valid.any(2).any(1).nonzero().max()) + 1  # rows past the last episode say nothing
-    whole = whole.map(lambda _, x: x[:longest])
+    if own or episodes == 1:
+        longest = int(whole.valid.any(2).any(1).nonzero().max()) + 1  # rows past the last episode say nothing
+        whole = whole.map(lambda _, x: x[:longest])
+    else:
+        whole = _in_columns(whole, torch.cat(numbers), episodes)
     return replace(whole, reward=torch.where(whole.valid, whole.reward, 0.0))
+
+
+def _in_columns(rollout: Rollout, number: Tensor, episodes: int) -> Rollout:
+    """The valid rows of a rollout with those of episode k, by their `number` `[T, P, N]`, in column k % N, where they follow
+    those of episode k - N."""
+    steps, members, n = number.shape
+    number, valid, time = (x.transpose(0, 1).flatten(1) for x in (number, rollout.valid, rollout.time))  # [P, T*N]
+    number = number.clamp(max=n * episodes - 1)
+    length = number.new_zeros(members, n * episodes).scatter_add_(1, number, valid.long())
+    ends = length.view(members, episodes, n).cumsum(1)
+    longest = int(ends[:, -1].max())
+    first = ends.flatten(1) - length  # [P, N * episodes]: the row that an episode begins at
+    place = torch.where(
+        valid, (first.gather(1, number) + time) * n + number % n, longest * n
+    )  # the last: for the others
+    source = torch.arange(members * steps * n, device=number.device).view(members, -1)
+    held = valid.new_zeros(members, longest * n + 1).scatter_(1, place, valid)[:, :-1]
+    index = source[:, :1].repeat(1, longest * n + 1).scatter_(1, place, source)[:, :-1].flatten()
+
+    def moved(_: str, x: Tensor) -> Tensor:
+        rows = x.transpose(0, 1).reshape(members * steps * n, *x.shape[3:]).index_select(0, index)
+        return rows.view(members, longest, n, *x.shape[3:]).transpose(0, 1)
+
+    return replace(rollout.map(moved), valid=held.view(members, longest, n).transpose(0, 1))
 
 
 def episode_sums(rollout: Rollout, running: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

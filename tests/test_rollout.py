@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from spine import generator, normal
+from torch import Tensor
 
 from pglab.agents import OnPolicyAgent
 from pglab.config import Config, merge
-from pglab.rollout import Rollout, episode_sums, step_numbers
+from pglab.noise import Noise
+from pglab.rollout import Position, Rollout, episode_sums, step_numbers, whole_episodes
 from pglab.training import Trainer
 
 
@@ -151,11 +155,105 @@ def test_several_episodes_that_are_all_cut_fill_their_columns():
 
 
 def test_rows_that_only_reset_may_need_several_more_blocks():
-    """3 episodes of 4 steps and 2 rows between them that only reset, in blocks of 1: 14 rows."""
+    """3 episodes of 4 steps and 2 rows between them that only reset, in blocks of 1: 14 steps, of which 12 are kept."""
     env = {"id": "Pendulum-v1", "max_episode_steps": 4, "backend": "gymnasium", "autoreset_mode": "next_step"}
     rollout = collected(3, env=env, agent={"block": 1})
-    assert len(rollout) == 14
+    assert len(rollout) == 12
+    assert bool(rollout.valid.all())
     assert torch.equal((rollout.ended & rollout.valid).sum(0), torch.full((2, 3), 3))
+
+
+class Coins:
+    """Environments whose episodes end where a step's noise is below `p`, or at the limit; the observation numbers a member's
+    steps, and the reward is the noise. With `resets`, an end is followed by a step that only resets."""
+
+    def __init__(self, envs: int, p: float, limit: int | None, resets: bool = False) -> None:
+        self.num_envs, self.p, self.limit, self.resets = envs, p, limit, resets
+        self.spec: Any = SimpleNamespace(id="coins", max_episode_steps=limit, reset_noise_size=0)
+        self.seen: list[Tensor] = []  # the noise of every block
+
+    def reset(self, noise: Noise, counter: tuple[int, ...]) -> Any:
+        self.over = torch.zeros(len(noise), self.num_envs, dtype=torch.bool)
+        return SimpleNamespace(obs=torch.zeros(len(noise), self.num_envs, 1), action_mask=None)
+
+    def play(self, position: Position, noise: Tensor, _: Tensor | None) -> tuple[Rollout, Position]:
+        self.seen.append(noise)
+        rows, now, at = [], position.time, sum(map(len, self.seen[:-1]))
+        for x in noise:
+            valid = ~self.over
+            ended = valid & ((x < self.p) | (now + 1 == self.limit))
+            number = (at * self.num_envs + torch.arange(self.num_envs)).expand(x.shape).float().unsqueeze(-1)
+            rows.append((number, number, x, x * valid, ended, ended, number, valid, now))
+            now, at = torch.where(ended, 0, now + valid), at + 1
+            if self.resets:
+                self.over = ended
+        return Rollout(*map(torch.stack, zip(*rows, strict=True))), Position(position.obs, now, None)
+
+    def episodes(self, count: int, own: bool) -> list[list[list[int]]]:
+        """The steps of every member's `count` episodes (by the order in which they begin, or by environment), by a loop over
+        its steps."""
+        noise = torch.cat(self.seen)
+        found: list[list[list[int]]] = []
+        for p in range(noise.shape[1]):
+            played: list[list[int]] = [[] for _ in range(self.num_envs)]
+            mine, over = list(range(self.num_envs)), [False] * self.num_envs
+            for t in range(len(noise)):
+                for n in range(self.num_envs):
+                    if over[n]:
+                        over[n] = False
+                        continue
+                    if mine[n] < len(played):
+                        played[mine[n]].append(t * self.num_envs + n)
+                    if float(noise[t, p, n]) < self.p or len(played[mine[n]]) == self.limit:
+                        mine[n] = mine[n] + self.num_envs if own else len(played)
+                        played += [[] for _ in range(mine[n] + 1 - len(played))]
+                        over[n] = self.resets
+            found.append(played[:count])
+        return found
+
+
+@pytest.mark.parametrize("resets", [False, True], ids=["same step", "next step"])
+@pytest.mark.parametrize("own", [False, True], ids=["a queue", "their own"])
+@pytest.mark.parametrize(("limit", "block"), [(None, 7), (6, 1), (40, 16)])
+def test_episodes_that_begin_first_lie_in_columns_in_turn(limit, block, own, resets):
+    envs, episodes = 3, 4
+    env: Any = Coins(envs, 0.15, limit, resets)
+    whole = whole_episodes(env, env.play, Noise.of_seeds([1, 2, 5]), (0,), block, ("uniform", ()), episodes, own)
+    expected = env.episodes(envs * episodes, own)
+    for p, played in enumerate(expected):
+        for n in range(envs):
+            mine = whole.valid[:, p, n]
+            assert whole.obs[mine, p, n, 0].tolist() == [i for k in range(n, len(played), envs) for i in played[k]]
+            assert whole.time[mine, p, n].tolist() == [
+                i for k in range(n, len(played), envs) for i in range(len(played[k]))
+            ]
+            assert int(whole.ended[mine, p, n].sum()) == episodes
+            if not (own and resets):
+                assert bool(mine[: int(mine.sum())].all())
+    assert bool(whole.valid[-1].any())
+    assert not whole.reward[~whole.valid].any()
+    wanted = whole.final_obs.squeeze(-1).long()
+    noise = torch.cat(env.seen)[wanted // envs, torch.arange(3)[:, None], wanted % envs]
+    assert torch.equal(whole.noise[whole.valid], noise[whole.valid])
+    assert torch.equal(whole.reward[whole.valid], noise[whole.valid])
+
+
+def test_episodes_of_a_queue_are_as_long_as_any():
+    """Geometric lengths have mean 1 / p and variance (1 - p) / p^2; false alarms: 1e-6 (4.9 standard deviations). The first
+    episodes to finish would be far shorter."""
+    p, envs, episodes, members = 0.05, 8, 3, 400
+    env: Any = Coins(envs, p, None)
+    whole = whole_episodes(env, env.play, Noise.of_seeds(range(members)), (0,), 16, ("uniform", ()), episodes)
+    count = members * envs * episodes
+    assert int((whole.ended & whole.valid).sum()) == count
+    mean = int(whole.valid.sum()) / count
+    assert abs(mean - 1 / p) < 4.9 * math.sqrt((1 - p) / p**2 / count)
+    # Column by column too: how long one is says nothing of how long the others are.
+    lengths = whole.valid.sum(0).double()  # [P, N], of `episodes` each
+    spread = lengths.sum(1).var() / envs
+    expected = episodes * (1 - p) / p**2
+    kurtosis = 3 + (6 + p**2 / (1 - p)) / (episodes * envs)  # of a sum of geometric lengths
+    assert abs(float(spread) - expected) < 4.9 * expected * math.sqrt((kurtosis - 1) / members)
 
 
 @pytest.mark.parametrize("episodes", [1, 3])

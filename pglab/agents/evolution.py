@@ -152,7 +152,7 @@ class EvolutionAgent(Agent):
             return block(env, act, self.policy.present, position, actions, resets)
 
         event = NO_NOISE if s.deterministic else self.event
-        rollout = whole_episodes(env, play, self._shared(), (*counter, 0), s.block, event, s.episodes)
+        rollout = whole_episodes(env, play, self._shared(), (*counter, 0), s.block, event, s.episodes, own=True)
         reward = self.preprocessor.rewards(rollout.reward) * discount_powers(rollout.time, self.hyper("discount"))
         value = reward.sum(0).unflatten(1, (m, -1)).mean(2) / s.episodes  # rows that are not valid have reward 0
         return Tried(epsilon, value), rollout
