@@ -73,8 +73,8 @@ class Turn:
 
     def close(self) -> None:
         self.trainer.env.close()
-        if self.trainer.eval_env is not None:
-            self.trainer.eval_env.close()
+        if self.trainer.evaluator is not None:
+            self.trainer.evaluator.env.close()
 
 
 def in_turns(config: dict[str, Any], every: int, rounds: int) -> list[dict[str, Any]]:

@@ -71,6 +71,10 @@ class Executor:
         inputs' shapes decides which operations are made, and where what it changes lies."""
         return function(*inputs)
 
+    def another(self) -> Executor:
+        """One of this kind for what is not training."""
+        return type(self)()
+
     def kept(self, tree: Any) -> Any:
         """What `block` or `call` returned, to be kept beyond the next one."""
         return tree

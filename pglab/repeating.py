@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pglab.chunks import Chunks
-from pglab.executors import Block, OfTensors, Play, Played, Playing
+from pglab.executors import Block, Executor, OfTensors, Play, Played, Playing
 from pglab.graphs import compiled_recording
 from pglab.programs import Program, Recording, leaves, likewise, mapped, same, write_again
 
@@ -192,6 +192,9 @@ class Compiled(Programs):
     def __init__(self) -> None:
         super().__init__()
         self._chunks: Chunks | None = None
+
+    def another(self) -> Executor:
+        return Programs()  # compiling takes longer than it would save
 
     def make(self, playing: Playing, length: int) -> Play:
         if length < self.chunk:

@@ -20,7 +20,7 @@ from pglab.devices import keep_memory, pick_device, pick_threads
 from pglab.environments import make_environment
 from pglab.environments.contract import Environment
 from pglab.errors import PglabError
-from pglab.evaluation import evaluate
+from pglab.evaluation import Evaluator, evaluate
 from pglab.executors import pick_executor
 from pglab.lab.probe import Probe
 from pglab.lab.statistics import iqm
@@ -85,7 +85,7 @@ class Trainer:
         self.population = Population.of(config, self.device)
         members = len(self.population)
         self.env = self.environment(members, config.env.num_envs)
-        self.eval_env: Environment | None = None
+        self.evaluator: Evaluator | None = None
         check_fit(config, self.env.spec)
         self.agent: Agent = make_agent(config, self.env.spec, self.population, config.env.num_envs)
         self.probe = None if config.probe.every is None else Probe(config.probe.every)
@@ -238,8 +238,8 @@ class Trainer:
                     self.save()
             finally:
                 self.env.close()
-                if self.eval_env is not None:
-                    self.eval_env.close()
+                if self.evaluator is not None:
+                    self.evaluator.env.close()
                 if self.tracker is not None:
                     self.tracker.close()
         trained = self.trained()
@@ -377,9 +377,12 @@ class Trainer:
             with closing(self.environment(members, c.final_episodes, training=False)) as env:
                 returns, lengths = evaluate(agent, env, look.number, c.deterministic)
         else:
-            if self.eval_env is None:
-                self.eval_env = self.environment(members, c.episodes, training=False)
-            returns, lengths = evaluate(agent, self.eval_env, look.number, c.deterministic)
+            if self.evaluator is None:
+                executor = self.agent.executor.another()
+                executor.note = self.watcher.note
+                env = self.environment(members, c.episodes, training=False)
+                self.evaluator = Evaluator(env, c.deterministic, executor)
+            returns, lengths = self.evaluator(agent, look.number)
         self.evaluations.append({"steps": steps, "returns": returns.tolist()})
         if self.tracker is not None:
             means = {"eval/return": returns.mean(1), "eval/length": lengths.mean(1)}

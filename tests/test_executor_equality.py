@@ -406,6 +406,39 @@ def test_whole_runs_are_the_same_under_auto(agent: str) -> None:
     assert len(found.measurements) == 3
 
 
+EVALUATED: dict[str, dict[str, Any]] = {
+    "modes": {},
+    "draws": {"evaluation": {"deterministic": False}},
+    "normalisation": {"preprocessing": {"normalize_observations": True}},
+    "gaussian": {"env": {"id": "Pendulum-v1"}, "evaluation": {"deterministic": False}},
+    "random transitions": {"env": {"id": "pglab/LQR-v0"}, "policy": {"distribution": "gaussian"}},
+    "one state to begin from": {"env": {"id": "pglab/Chain-v0"}},
+    # Members are what they were at different updates, so an agent of its own is evaluated every time.
+    "whole episodes": {"agent": {"collect": "episodes", "returns": {"name": "monte_carlo"}}},
+    "gymnasium": {"env": {"backend": "gymnasium"}},
+}
+
+
+@pytest.mark.parametrize("name", list(EVALUATED))
+def test_evaluations_are_the_same_while_their_steps_are_repeated(name: str) -> None:
+    base = {"total_steps": 120, "env": {"max_episode_steps": 30}, "evaluation": {"every": 15, "episodes": 3}}
+    config = merge(merge(ON_POLICY, base), EVALUATED[name])
+    found = []
+    for executor in ("eager", "program"):
+        trainer = Trainer(Config.read(merge(config, {"executor": executor})))
+        found.append(trainer.run().evaluations)
+        evaluator = trainer.evaluator
+        assert evaluator is not None
+        held = getattr(evaluator._executor, "_held", {})
+        if executor == "eager" or name == "gymnasium":
+            assert held == {}
+        else:
+            (forms,) = held.values()
+            assert [h.checked and not h.as_it_is for h in forms.values()] == [True]
+    assert len(found[0]) >= 5
+    assert found[0] == found[1]
+
+
 def test_looking_at_members_as_they_were_does_not_move_the_schedules_of_training() -> None:
     """Under next-step resets members make their steps at different rounds, so that a measurement is of earlier moments."""
     config = merge(

@@ -88,8 +88,8 @@ def seen_at(config: dict[str, Any], update: int) -> tuple[Agent, Any]:
         return found[0]
     finally:
         trainer.env.close()
-        if trainer.eval_env is not None:
-            trainer.eval_env.close()
+        if trainer.evaluator is not None:
+            trainer.evaluator.env.close()
 
 
 def policy_at(agent: Agent, p: int, obs: torch.Tensor, mask: torch.Tensor | None) -> tuple[Any, list[torch.Tensor]]:

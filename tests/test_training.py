@@ -467,8 +467,8 @@ def test_episodes_that_cannot_be_gone_on_with_begin_again_for_the_agent_too() ->
         assert torch.equal(trainer.agent.position.obs, trainer.env.set_state(tree["environment"]).obs)
     finally:
         trainer.env.close()
-        if trainer.eval_env is not None:
-            trainer.eval_env.close()
+        if trainer.evaluator is not None:
+            trainer.evaluator.env.close()
 
 
 @pytest.mark.parametrize("mode", ["next_step", "same_step"])
