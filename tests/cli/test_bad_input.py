@@ -139,7 +139,7 @@ def test_a_run_made_with_a_plug_in_names_it_when_it_is_missing(
 ) -> None:
     from pglab.baselines import BASELINES
 
-    monkeypatch.setattr(BASELINES, "_classes", dict(BASELINES._classes))  # whatever is registered here is forgotten after
+    monkeypatch.setattr(BASELINES, "_classes", dict(BASELINES._classes))  # what is registered is forgotten afterwards
     assert main([*CARTPOLE, "--baseline", "seven", "--plugin", "seven.py", "--quiet"]) == 0
     (folder,) = (files / "runs").iterdir()
     del BASELINES._classes["seven"]
