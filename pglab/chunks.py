@@ -37,7 +37,8 @@ class Chunks:
     ) -> None:
         self.playing, self.steps, self._own, self._tell = playing, steps, own, tell
         self._now: list[Tensor] = []  # states, elapsed steps and observations
-        self._rollouts: dict[tuple[int, int], tuple[list[Tensor], list[Part]]] = {}  # by length and identity of `into`
+        # By length and identity of `into`, which is held so that no other takes its identity.
+        self._rollouts: dict[tuple[int, int], tuple[list[Tensor], list[Part], object]] = {}
         self._forms: dict[object, Callable[..., object]] = {}
         self._told: set[str] = set()
 
@@ -55,13 +56,13 @@ class Chunks:
         if known is None:  # a first call sets up what is set up once
             *now, columns = self.playing(state, elapsed, obs, noise, resets, into)
             self._now = self._now or [x.clone() for x in now]
-            self._rollouts[len(noise), id(into)] = columns, self._parts(len(noise), columns, into)
+            self._rollouts[len(noise), id(into)] = columns, self._parts(len(noise), columns, into), into
             self._own |= {id(x) for x in (*self._now, *columns)}
         for mine, x in zip(self._now, now, strict=True):
             if mine is not x:
                 mine.copy_(x)
         if known is not None:
-            columns, parts = known
+            columns, parts, _ = known
             drawn = [x.split(self.steps) for x in (noise, resets) if x is not None]
             acting = self.playing.agent.acting_places()
             for part, given in zip(parts, zip(*drawn, strict=True), strict=True):

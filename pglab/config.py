@@ -131,12 +131,12 @@ class OnPolicyConfig(Strict):
 
     name: Literal["on_policy"] = "on_policy"
     collect: Literal["steps", "episodes"] = "steps"
-    """steps: blocks of `steps` steps, episodes go on across blocks, bootstrapped with V at the cut. episodes: every
-    environment plays `episodes` whole episodes."""
+    """steps: blocks of `steps` steps, episodes go on across blocks, bootstrapped with V at the cut. episodes:
+    `episodes` whole episodes for every environment, which a member's environments take from one queue."""
     steps: Positive = 16
     """Steps per block (collect: steps)."""
     episodes: Positive = 1
-    """Whole episodes of each environment per update (collect: episodes)."""
+    """Whole episodes per environment and update (collect: episodes). With several, environments wait less for one another."""
     block: Positive = 32
     """Steps between two looks at whether anyone is still alive (collect: episodes); noise is drawn per block."""
     returns: ReturnsConfig = ReturnsConfig()

@@ -22,7 +22,8 @@ from pglab.errors import PglabError, unknown
 class Strict(BaseModel):
     """A frozen record that refuses keys it does not know, naming the nearest one it does."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # Built when first used: of forty estimators a run needs one.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -61,6 +62,8 @@ class Registry(Generic[P]):
             taken = self._classes.get(name)
             if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise PglabError(f"The {self.kind} name {name!r} is taken by {taken.__module__}.{taken.__qualname__}.")
+            if not cls.__module__.startswith("pglab."):
+                cls.model_rebuild()  # a mistake in a plug-in's options is found where it is loaded
             cls.name = name
             self._classes[name] = cls
             return cls

@@ -53,11 +53,27 @@ class Seven(pglab.Baseline):
 '''
 
 
+ODD = """
+import pglab
+
+class Odd:
+    pass
+
+@pglab.register_baseline("odd")
+class OddOption(pglab.Baseline):
+    x: Odd = Odd()
+
+    def predict(self, state, batch):
+        return None
+"""
+
+
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken_env.py").write_text(NAN_ENV)
     (tmp_path / "seven.py").write_text(BASELINE)
+    (tmp_path / "odd.py").write_text(ODD)
     (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
     (tmp_path / "bad.yaml").write_text("env: {id: CartPole-v1\n")
     (tmp_path / "code.yaml").write_text('env: !!python/object/apply:os.mkdir ["ran"]\n')
@@ -109,6 +125,7 @@ CASES = {
     "NaN observation": ([*BROKEN, "--env.kwargs", "{what: observation}"], "bad/Broken-v0", "observation"),
     "unsupported space": (["train", "--env.id", "bad/Texts-v0", "--plugin", "broken_env.py"], "Text", "Box"),
     "plug-in that is not there": ([*CARTPOLE, "--plugin", "missing.py"], "missing.py", "does not exist"),
+    "plug-in with an option of no known type": ([*CARTPOLE, "--plugin", "odd.py"], "'odd.py' could not be loaded", "Odd"),
     "run folder that is not there": (["evaluate", "nowhere"], "nowhere", "no run folder"),
     "folder that is no run": (["evaluate", "notes"], "notes", "not a run folder"),
     "file that is no agent": (["evaluate", "empty.safetensors"], "empty.safetensors", "not an agent file"),
