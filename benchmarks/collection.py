@@ -245,7 +245,7 @@ def main() -> None:
         f"{origin(record)}\n\n{table(header, rows)}\n\n"
         "*this / steps*: how many times as long a valid step takes as with blocks of steps. *valid*: the share "
         "of rows that count; with episodes, rows past a column's end do not (several each are played from one queue, so "
-        "that fewer such rows are played than there are in the batch). *matched steps*: blocks as long as the mean "
+        "that usually fewer such rows are played than there are in the batch). *matched steps*: blocks as long as the mean "
         "episode."
     )
     write(options.out, "Episodes or steps", text, record)

@@ -66,7 +66,7 @@ class Chunks:
             drawn = [x.split(self.steps) for x in (noise, resets) if x is not None]
             acting = self.playing.agent.acting_places()
             for part, given in zip(parts, zip(*drawn, strict=True), strict=True):
-                key = acting, into is None, *[(x.shape, x.stride()) for x in given]
+                key = acting, into is None, part.columns[0].stride(), *[(x.shape, x.stride()) for x in given]
                 if key in self._forms:
                     self._forms[key](part, given)
                 else:

@@ -63,7 +63,7 @@ class Registry(Generic[P]):
             if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise PglabError(f"The {self.kind} name {name!r} is taken by {taken.__module__}.{taken.__qualname__}.")
             if not cls.__module__.startswith("pglab."):
-                cls.model_rebuild()  # a mistake in a plug-in's options is found where it is loaded
+                cls.model_rebuild(raise_errors=False)  # a mistake in a plug-in's options is found where it is loaded
             cls.name = name
             self._classes[name] = cls
             return cls

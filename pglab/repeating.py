@@ -103,8 +103,8 @@ class Repeating(OfTensors, ABC):
         if isinstance(block, Block) and block.then is not None:
             block.apart = True  # the block alone may be repeated, and what follows from it says for itself if it is not
             return
-        name = getattr(function, "__name__", type(function).__name__).strip("_")
-        self.note(f"Part {name!r} of the update runs operation by operation: {why}.")
+        name = getattr(function, "__name__", type(function).__name__).strip("_").removesuffix("_after")
+        self.note(f"Part {name!r} runs operation by operation: {why}.")
 
     def _give_up(self, held: Held, function: Callable[..., Any], why: str) -> None:
         held.as_it_is, held.repeat, held.recording = True, None, None

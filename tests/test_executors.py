@@ -83,6 +83,15 @@ def test_layers_narrower_than_blas_likes_compile(activation: str) -> None:
 
 
 @compiler
+def test_one_environment_of_one_member_compiles() -> None:
+    """Nine steps, in none of which an episode is cut: where it is, is looked for among equals."""
+    config = merge(CARTPOLE, {"env": {"num_envs": 1}, "seeds": 1, "agent": {"steps": 9}, "policy": {"hidden": [8]}})
+    (eager, expected), (compiled, found) = updated(config, "eager", 6), updated(config, "compile", 6)
+    assert torch.equal(found["action"], expected["action"])
+    assert_same_networks(eager.agent, compiled.agent)
+
+
+@compiler
 def test_a_run_may_be_gone_on_with_by_another_executor(tmp_path: Path) -> None:
     """Five updates of 64 steps: all of them eager, or the last four compiled."""
     whole = train(merge(CARTPOLE, {"total_steps": 320}), tmp_path / "whole")
@@ -143,5 +152,5 @@ def test_a_rollout_that_reads_numbers_is_called_and_said_to_be(monkeypatch: pyte
         found.append(trainer.run().agent)
     assert_same_networks(*found)
     assert [n for n in notes if "'play'" in n] == [
-        "Part 'play' of the update runs operation by operation: it reads numbers from tensors (_local_scalar_dense)."
+        "Part 'play' runs operation by operation: it reads numbers from tensors (_local_scalar_dense)."
     ]

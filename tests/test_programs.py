@@ -606,7 +606,7 @@ def test_obstacles_are_noted_once_and_the_function_is_called() -> None:
         assert torch.equal(executor.call(reading, x), x / x.abs().max())
     assert torch.equal(state, expected)
     assert executor.notes == [
-        "Part 'reading' of the update runs operation by operation: it reads numbers from tensors (_local_scalar_dense)."
+        "Part 'reading' runs operation by operation: it reads numbers from tensors (_local_scalar_dense)."
     ]
 
 
@@ -661,7 +661,7 @@ def test_who_breaks_the_rules_is_found_out_and_called(way: str) -> None:
         assert torch.equal(ours.total, theirs.total)
     why = BROKEN[way]
     if why is not None:
-        said = [f"Part 'Learner' of the update runs operation by operation: {why}."]
+        said = [f"Part 'Learner' runs operation by operation: {why}."]
         assert executor.notes == (said if why else [])
         assert (ours.calls == 7) is bool(why)
 

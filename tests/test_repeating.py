@@ -149,7 +149,7 @@ def test_a_state_that_is_replaced_is_noticed() -> None:
 
     notes, forms = repeated(make, inputs())
     assert forms == ["called"]
-    assert notes == ["Part 'function' of the update runs operation by operation: repeated it gives other numbers."]
+    assert notes == ["Part 'function' runs operation by operation: repeated it gives other numbers."]
 
 
 @pytest.mark.parametrize("even", [True, False])

@@ -53,6 +53,22 @@ class Seven(pglab.Baseline):
 '''
 
 
+LATER = """
+from __future__ import annotations
+import pglab
+from pglab.registry import Strict
+
+@pglab.register_baseline("later")
+class Later(pglab.Baseline):
+    options: Options | None = None
+
+    def predict(self, state, batch):
+        return None
+
+class Options(Strict):
+    a: int = 3
+"""
+
 ODD = """
 import pglab
 
@@ -74,6 +90,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "broken_env.py").write_text(NAN_ENV)
     (tmp_path / "seven.py").write_text(BASELINE)
     (tmp_path / "odd.py").write_text(ODD)
+    (tmp_path / "later.py").write_text(LATER)
     (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
     (tmp_path / "bad.yaml").write_text("env: {id: CartPole-v1\n")
     (tmp_path / "code.yaml").write_text('env: !!python/object/apply:os.mkdir ["ran"]\n')
@@ -162,6 +179,16 @@ def test_a_run_made_with_a_plug_in_names_it_when_it_is_missing(
     del BASELINES._classes["seven"]
     assert main(["evaluate", str(folder)]) == 2
     assert "--plugin seven.py" in capsys.readouterr().err
+
+
+def test_options_may_be_of_a_class_that_comes_later(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pglab.baselines import BASELINES
+
+    monkeypatch.setattr(BASELINES, "_classes", dict(BASELINES._classes))
+    baseline = ["--baseline", "{name: later, options: {a: 5}}"]
+    assert main([*CARTPOLE, *baseline, "--plugin", "later.py", "--quiet"]) == 0
+    (folder,) = (files / "runs").iterdir()
+    assert "a: 5" in (folder / "config.yaml").read_text()
 
 
 def test_an_environment_that_fails_late_leaves_what_was_saved(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
