@@ -10,10 +10,7 @@ from torch import Tensor
 
 from pglab.executors import Playing
 from pglab.graphs import compiled_recording
-from pglab.programs import Recording, leaves
-
-FORMS = 8
-"""So many forms of a part (other lengths, other places of the policy's parameters) are compiled; further ones are called."""
+from pglab.programs import FORMS, TOO_MANY, Recording, leaves
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Chunks:
     def _compiled(self, part: Part, given: Sequence[Tensor]) -> Callable[..., object]:
         """Play, and make a function that does so for any part."""
         if len(self._forms) >= FORMS:
-            why: str | None = f"it has taken more than {FORMS} forms; further ones are not repeated"
+            why: str | None = TOO_MANY
             self._play(part, given)
         else:
             recording = Recording.of(self._play, part, given)

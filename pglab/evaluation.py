@@ -1,6 +1,6 @@
 """Playing whole episodes with a frozen policy.
 
-Letters: P population, E episodes, T time.
+Letters: P population, E episodes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from pglab.agents.base import Agent
 from pglab.environments.contract import Environment
 from pglab.environments.torch_native import TorchEnvironment
-from pglab.executors import Eager, Executor
+from pglab.executors import Executor
 from pglab.noise import Purpose
 from pglab.programs import mapped
 from pglab.trees import kept_in_place
@@ -40,17 +40,16 @@ class Evaluator:
 
     def __init__(self, env: Environment, deterministic: bool, executor: Executor | None = None) -> None:
         self.env, self.deterministic = env, deterministic
-        self._repeats = executor is not None and not isinstance(executor, Eager) and isinstance(env, TorchEnvironment)
-        self._executor = executor if self._repeats and executor is not None else Eager()
+        self._executor = executor if isinstance(env, TorchEnvironment) else None
         self._player: Agent | None = None
 
     def __call__(self, agent: Agent, counter: int) -> tuple[np.ndarray, np.ndarray]:
         """See `evaluate`."""
-        env, noise = self.env, agent.noise.apart(Purpose.EVALUATION)
+        env, executor, noise = self.env, self._executor, agent.noise.apart(Purpose.EVALUATION)
         kind, shape = agent.event
         limit = env.spec.max_episode_steps or LONGEST
-        self._player = self._standing_in_for(agent) if self._repeats else agent
-        with torch.no_grad() if self._repeats else torch.inference_mode():
+        self._player = agent if executor is None else self._standing_in_for(agent)
+        with torch.inference_mode() if executor is None else torch.no_grad():
             obs, mask = env.reset(noise, (counter, 0))
             zero = torch.zeros(obs.shape[:2], device=obs.device)
             scores: Scores = zero, zero, torch.ones_like(zero)
@@ -68,13 +67,13 @@ class Evaluator:
                 for t in range(0, BLOCK, REPEATED):
                     now = slice(t, t + REPEATED)
                     drawn = None if draws is None else draws[now], None if resets is None else resets[now]
-                    if self._repeats:
+                    if executor is None:
+                        obs, mask, scores = self._steps(obs, mask, scores, *drawn)
+                    else:
                         assert isinstance(env, TorchEnvironment)
-                        env.state, env.elapsed, obs, scores = self._executor.call(
+                        env.state, env.elapsed, obs, scores = executor.call(
                             self.evaluation, env.state, env.elapsed, obs, scores, *drawn
                         )
-                    else:
-                        obs, mask, scores = self._steps(obs, mask, scores, *drawn)
                 played += BLOCK
         total, length, _ = scores
         return total.cpu().numpy().astype(np.float64), length.cpu().numpy().astype(np.int64)

@@ -18,6 +18,7 @@ OPTIONS: dict[str, Any] = {"cpp_wrapper": True}
 """The C++ wrapper spares some 20 Python calls a step of a rollout."""
 
 PRODUCTS = (aten.bmm.default, aten.baddbmm.default)
+PLACES = (aten.argmax.default, aten.argmin.default)
 THIN = 4
 """A product over so few columns is written as a sum for a compiler, which makes it with what comes before and after."""
 
@@ -146,7 +147,12 @@ def as_graph(recording: Recording, given: Sequence[Tensor] = ()) -> tuple[torch.
         if op.function in PRODUCTS:
             made = _product(graph, op, swapped)
         else:
-            made = graph.call_function(op.function, tuple(swapped(op.args)), swapped(op.kwargs))
+            args = tuple(swapped(op.args))
+            if op.function in PLACES and op.args[0].dtype.itemsize < 4:
+                # Among equal bytes torch's compiler takes one that is not there (torch 2.13).
+                wider = torch.float32 if op.args[0].dtype.is_floating_point else torch.int32
+                args = (graph.call_function(aten._to_copy.default, args[:1], {"dtype": wider}), *args[1:])
+            made = graph.call_function(op.function, args, swapped(op.kwargs))
         if op.kind == "changes":
             continue
         several = len(op.function._schema.returns) > 1 or isinstance(

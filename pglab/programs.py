@@ -43,6 +43,11 @@ COPIES = {"clone", "_to_copy", "lift_fresh_copy"}
 READS = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "item", "masked_select", "unique_dim", "_unique2"}
 """Operations that tell the host something, or whose result's shape depends on what tensors hold."""
 
+FORMS = 8
+"""So many forms of a function (other shapes of its inputs, other places of what it reads or changes) are repeated; further
+ones are called as they are."""
+TOO_MANY = f"it has taken more than {FORMS} forms; further ones are not repeated"
+
 QUICK = {
     name: getattr(torch, name)
     for name in (

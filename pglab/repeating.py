@@ -13,11 +13,8 @@ from torch import Tensor
 from pglab.chunks import Chunks
 from pglab.executors import Block, Executor, OfTensors, Play, Played, Playing
 from pglab.graphs import compiled_recording
-from pglab.programs import Program, Recording, leaves, likewise, mapped, same, write_again
+from pglab.programs import FORMS, TOO_MANY, Program, Recording, leaves, likewise, mapped, same, write_again
 
-FORMS = 8
-"""So many forms of a function (other shapes of its inputs, other places of what it changes) are repeated; further ones are
-called as they are."""
 FEW = 200
 """Functions of fewer operations stay programs: a compiled one saves nothing that is worth the seconds."""
 
@@ -78,7 +75,7 @@ class Repeating(OfTensors, ABC):
                 forms[key] = Held()
             elif function not in self._full:
                 self._full.add(function)
-                self._tell(function, f"it has taken more than {FORMS} forms; further ones are not repeated")
+                self._tell(function, TOO_MANY)
             return self.first(function, inputs)
         if held.as_it_is:
             return function(*inputs)

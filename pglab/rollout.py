@@ -246,12 +246,11 @@ def _in_columns(rollout: Rollout, number: Tensor, episodes: int) -> Rollout:
     ends = length.view(members, episodes, n).cumsum(1)
     longest = int(ends[:, -1].max())
     first = ends.flatten(1) - length  # [P, N * episodes]: the row that an episode begins at
-    place = torch.where(
-        valid, (first.gather(1, number) + time) * n + number % n, longest * n
-    )  # the last: for the others
+    nowhere = longest * n
+    place = torch.where(valid, (first.gather(1, number) + time) * n + number % n, nowhere)
     source = torch.arange(members * steps * n, device=number.device).view(members, -1)
-    held = valid.new_zeros(members, longest * n + 1).scatter_(1, place, valid)[:, :-1]
-    index = source[:, :1].repeat(1, longest * n + 1).scatter_(1, place, source)[:, :-1].flatten()
+    held = valid.new_zeros(members, nowhere + 1).scatter_(1, place, valid)[:, :-1]
+    index = source[:, :1].repeat(1, nowhere + 1).scatter_(1, place, source)[:, :-1].flatten()
 
     def moved(_: str, x: Tensor) -> Tensor:
         rows = x.transpose(0, 1).reshape(members * steps * n, *x.shape[3:]).index_select(0, index)

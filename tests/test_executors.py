@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from spine import normal
 
 from pglab.config import Config, merge
 from pglab.errors import PglabError
 from pglab.executors import Eager
+from pglab.graphs import compiled_recording
 from pglab.preprocessing import Preprocessor
+from pglab.programs import Recording
 from pglab.repeating import Compiled, Programs
 from pglab.training import Trainer, resume, train
 from pglab.watching import Watcher
@@ -154,3 +157,23 @@ def test_a_rollout_that_reads_numbers_is_called_and_said_to_be(monkeypatch: pyte
     assert [n for n in notes if "'play'" in n] == [
         "Part 'play' runs operation by operation: it reads numbers from tensors (_local_scalar_dense)."
     ]
+
+
+@compiler
+def test_compiled_code_reads_and_writes_what_it_is_given_wherever_it_lies() -> None:
+    """Parts of one memory, each beside the others, with gaps; another part than the one that was recorded."""
+    memory, out = normal(2, 12, 3).float(), torch.zeros(2, 12, 3)
+
+    def function(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+        a.copy_(x[:, :1] + x[:, 1:])
+        b.copy_(a * 2)
+
+    parts = [(memory[:, t : t + 2], out[:, t : t + 1], out[:, t + 1 : t + 2]) for t in range(0, 12, 2)]
+    run = compiled_recording(Recording.of(function, *parts[0]), parts[0])
+    out.zero_()
+    for part in parts[1:]:
+        run(part)
+    assert not out[:, :2].any()
+    sums = memory[:, 2::2] + memory[:, 3::2]
+    torch.testing.assert_close(out[:, 2::2], sums)
+    torch.testing.assert_close(out[:, 3::2], 2 * sums)

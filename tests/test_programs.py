@@ -251,6 +251,21 @@ def test_a_large_tensor_enters_a_graph_as_it_is_and_is_written_in_place() -> Non
     assert tensors[place].shape == large.shape
 
 
+@pytest.mark.parametrize("find", [torch.argmax, torch.argmin], ids=["largest", "smallest"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.bfloat16, torch.int32, torch.float32], ids=str)
+def test_places_are_looked_for_among_numbers_of_four_bytes(dtype: torch.dtype, find: Any) -> None:
+    """Among equal smaller ones the compiler takes one that is not there (see `test_one_environment_of_one_member_compiles`)."""
+    x = (numbers(9, 2, 3) > 0).to(dtype)
+    recording = Recording.of(lambda: find(x, 0))
+    graph, tensors = as_graph(recording)
+    expected = recording.result.clone()
+    with torch.no_grad():
+        recording.result.fill_(-1)
+        graph(*tensors)
+    assert torch.equal(recording.result, expected)
+    assert any("_to_copy" in str(n.target) for n in graph.graph.nodes) == (dtype.itemsize < 4)
+
+
 # -- operations that others do as well
 
 

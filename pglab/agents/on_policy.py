@@ -252,9 +252,7 @@ class OnPolicyAgent(Agent):
         if self.spec.cut_by_limit_only and limit is not None and len(rollout) <= limit:
             # At most one cut in a column: V is asked once for it and once for the end.
             cut = rollout.ended & ~rollout.terminated
-            # Not `argmax`: among equal bytes torch's compiler takes one that is not there (torch 2.13).
-            rows = torch.arange(len(cut), device=cut.device)
-            when = (cut * rows[:, None, None]).amax(0)  # [P, N]: 0 also where there is none
+            when = cut.to(torch.uint8).argmax(0)  # [P, N]: 0 also where there is none
             index = when[None, :, :, None].expand(1, *when.shape, rollout.final_obs.shape[-1])
             asked = torch.cat([rollout.final_obs.gather(0, index), rollout.final_obs[-1:]])  # [2, P, N, O]
             at_cut, at_end = self.v(self.preprocessor.observations(asked))
